@@ -1,0 +1,20 @@
+//! What travels between lcapd and its clients. `docs/protocol.md` is the same in prose.
+//!
+//! * [`frame`]: topics and the 64-byte header of data messages.
+//! * [`control`]: requests and replies, one JSON object per message.
+//! * [`ranges`]: sets of record indexes.
+#![forbid(unsafe_code)]
+
+pub mod control;
+pub mod frame;
+pub mod ranges;
+
+pub use frame::{Flags, Header, HeaderError, Kind};
+pub use ranges::RangeSet;
+
+/// Version of the control messages and of the data header.
+pub const PROTOCOL_VERSION: u8 = 1;
+/// Where lcapd listens unless told otherwise.
+pub const DEFAULT_CONTROL_PORT: u16 = 8189;
+/// The stream that a client reads unless it names one.
+pub const DEFAULT_STREAM: &str = "changelog";
