@@ -180,7 +180,7 @@ impl Header {
             body_bytes: u32::try_from(body.len()).expect("a batch is far below 4 GiB"),
             lane: 0,
             generation: 0,
-            body_crc: crc32c::crc32c(body),
+            body_crc: body_crc(body),
         }
     }
 
@@ -241,8 +241,13 @@ impl Header {
         if u32::try_from(body.len()) != Ok(self.body_bytes) {
             return Err(HeaderError::BodyLength { have: body.len(), want: self.body_bytes });
         }
-        if crc32c::crc32c(body) == self.body_crc { Ok(()) } else { Err(HeaderError::BodyCrc) }
+        if body_crc(body) == self.body_crc { Ok(()) } else { Err(HeaderError::BodyCrc) }
     }
+}
+
+/// The checksum of a body: CRC-32C.
+pub fn body_crc(body: &[u8]) -> u32 {
+    crc32c::crc32c(body)
 }
 
 /// First frame of a data message, and what a subscriber subscribes to: `<stream> NUL <MDT> NUL`.

@@ -1,0 +1,194 @@
+//! Reads one MDT from a place on: out of memory where it can, from the source where it must.
+//!
+//! A stream that falls off the tail of the log opens its own handle on the source at its place and
+//! catches up. That is what makes Lustre itself the backlog: memory stays bounded and nobody waits
+//! for the slowest.
+#![forbid(unsafe_code)]
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use lcap_ffi::RecordIndex;
+
+use crate::batch::Batch;
+use crate::log::{Entry, Gap, Lookup, MdtLog, Place};
+use crate::source::{ChangelogSource, ReadOutcome, SourceError, Upstream, WaitFor};
+use crate::wake::Waker;
+
+/// A place in one MDT's records that moves forward.
+#[derive(Debug)]
+pub struct Follower {
+    log: Arc<MdtLog>,
+    upstream: Arc<dyn Upstream>,
+    place: Arc<Place>,
+    next: RecordIndex,
+    generation: u16,
+    read_bytes: usize,
+    mode: Mode,
+}
+
+#[derive(Debug)]
+enum Mode {
+    /// Find out where `next` is.
+    Lost,
+    /// In memory, at this serial.
+    Memory(u64),
+    /// On a handle of its own.
+    Source(Box<dyn ChangelogSource>),
+}
+
+/// What the follower has.
+#[derive(Debug)]
+pub enum Step {
+    /// Records, all with index ≥ its place.
+    Records(Arc<Batch>),
+    /// Records are gone, or a new history begins.
+    Gap(Gap),
+    /// Nothing now; the waker will say when. Whether the source has nothing more, either.
+    Head {
+        /// No record that exists now is unread.
+        at_end: bool,
+    },
+    /// Nothing now; to be asked again after the wait (or when woken).
+    Wait(WaitFor),
+}
+
+impl Follower {
+    /// A follower that begins at `from`. `waker` wakes the thread that uses it.
+    pub fn new(
+        log: Arc<MdtLog>,
+        upstream: Arc<dyn Upstream>,
+        from: RecordIndex,
+        read_bytes: usize,
+        waker: Waker,
+    ) -> Self {
+        let (_, generation) = log.head();
+        let place = log.follow(waker);
+        Self { log, upstream, place, next: from, generation, read_bytes, mode: Mode::Lost }
+    }
+
+    /// The lowest index not yet returned.
+    pub fn next_index(&self) -> RecordIndex {
+        self.next
+    }
+
+    /// The generation that its indexes belong to.
+    pub fn generation(&self) -> u16 {
+        self.generation
+    }
+
+    /// Whether it reads from its own handle, behind what lies in memory.
+    pub fn is_catching_up(&self) -> bool {
+        matches!(self.mode, Mode::Source(_))
+    }
+
+    /// The thread now waits for its consumers; the reader is not to wait for it.
+    pub fn detach(&self) {
+        self.place.detach();
+    }
+
+    /// The next records, if there are any now.
+    ///
+    /// # Errors
+    /// If the source cannot be read. The follower can be used again, after a pause.
+    pub fn step(&mut self) -> Result<Step, SourceError> {
+        loop {
+            match &mut self.mode {
+                Mode::Lost => match self.log.find(self.next) {
+                    Some(serial) => self.mode = Mode::Memory(serial),
+                    None => {
+                        self.place.detach();
+                        self.mode = Mode::Source(self.upstream.open(self.next)?);
+                    }
+                },
+                Mode::Memory(serial) => match self.log.get(&self.place, *serial) {
+                    Lookup::Found(entry, after) => {
+                        *serial = after;
+                        if let Some(step) = self.take(entry) {
+                            return Ok(step);
+                        }
+                    }
+                    Lookup::Head { at_end } => return Ok(Step::Head { at_end }),
+                    Lookup::Dropped => self.mode = Mode::Lost,
+                },
+                Mode::Source(_) => match self.log.find(self.next) {
+                    Some(serial) => self.mode = Mode::Memory(serial),
+                    None => return self.read_source(),
+                },
+            }
+        }
+    }
+
+    fn take(&mut self, entry: Entry) -> Option<Step> {
+        match entry {
+            Entry::Records(batch) if batch.last() < self.next => None,
+            Entry::Records(batch) => {
+                let batch = if batch.first() < self.next {
+                    Arc::new(batch.tail_from(self.next)?)
+                } else {
+                    batch
+                };
+                self.next = batch.last().next();
+                Some(Step::Records(batch))
+            }
+            Entry::Gap(gap) => {
+                self.generation = gap.generation;
+                let resume = if gap.rewinds { gap.first } else { gap.last.next() };
+                self.next = if gap.rewinds { self.next.min(resume) } else { self.next.max(resume) };
+                Some(Step::Gap(gap))
+            }
+        }
+    }
+
+    fn read_source(&mut self) -> Result<Step, SourceError> {
+        let Mode::Source(source) = &mut self.mode else { return Ok(Step::Wait(WaitFor::Never)) };
+        let mut buf = Vec::with_capacity(self.read_bytes);
+        let outcome = source.read(&mut buf).inspect_err(|_| self.mode = Mode::Lost)?;
+        match outcome {
+            ReadOutcome::Wait { on, .. } => Ok(Step::Wait(on)),
+            ReadOutcome::Bytes(_) => {
+                let batch = Batch::parse(trim(buf), RecordIndex::ZERO).map_err(|error| {
+                    self.mode = Mode::Lost;
+                    SourceError::Malformed {
+                        what: "catch-up read".to_owned(),
+                        problem: error.to_string(),
+                    }
+                })?;
+                Ok(self.take(Entry::Records(Arc::new(batch))).unwrap_or(Step::Wait(
+                    // All of it lay before our place, as the first read after an open may.
+                    WaitFor::Until(Instant::now()),
+                )))
+            }
+        }
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        self.log.unfollow(&self.place);
+    }
+}
+
+/// Gives back what a short read did not fill: the log counts what it keeps.
+pub fn trim(mut buf: Vec<u8>) -> Vec<u8> {
+    if buf.len() < buf.capacity() / 4 * 3 {
+        buf.shrink_to_fit();
+    }
+    buf
+}
+
+/// Sleeps until `waker` is woken or what `on` names has come; `until` bounds it.
+pub fn sleep_on(
+    waker: &Waker,
+    on: Option<WaitFor>,
+    until: Option<Instant>,
+    ready: impl FnOnce() -> bool,
+) {
+    match on {
+        Some(WaitFor::Readable(fd)) => waker.sleep(Some(fd), until, ready),
+        Some(WaitFor::Until(at)) => {
+            waker.sleep(None, Some(until.map_or(at, |until| until.min(at))), ready);
+        }
+        Some(WaitFor::Never) | None => waker.sleep(None, until, ready),
+    }
+}

@@ -1,0 +1,299 @@
+//! What was read from one MDT and still lies in memory: a bounded log that streams follow.
+//!
+//! The reader thread appends; any number of followers read, each at its own place. The log drops
+//! its oldest entries to stay within its limit. Before it does, it waits a little for followers
+//! that are merely busy; it never waits for one that waits for its own consumers.
+#![forbid(unsafe_code)]
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use lcap_ffi::RecordIndex;
+
+use crate::batch::Batch;
+use crate::wake::Waker;
+
+/// How long the reader waits for a busy follower before it lets it fall behind.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Small batches that wait are given out together, up to this size.
+const JOIN_BYTES: usize = 64 << 10;
+
+/// What happened on an MDT, in the order of delivery.
+#[derive(Clone, Debug)]
+pub enum Entry {
+    /// Records.
+    Records(Arc<Batch>),
+    /// Records are gone, or a new history of the MDT begins.
+    Gap(Gap),
+}
+
+/// Records that the MDT lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gap {
+    /// First index that is missing; in a new generation, the lowest that is issued again.
+    pub first: RecordIndex,
+    /// Last index that is missing; zero if not known.
+    pub last: RecordIndex,
+    /// The generation from here on.
+    pub generation: u16,
+    /// The MDT issues indexes from `first` on again: a new generation begins.
+    pub rewinds: bool,
+}
+
+/// A bounded log of one MDT.
+#[derive(Debug)]
+pub struct MdtLog {
+    limit_bytes: usize,
+    state: Mutex<State>,
+    moved: Condvar,
+}
+
+#[derive(Debug)]
+struct State {
+    entries: VecDeque<Entry>,
+    bytes: usize,
+    /// Serial number of `entries[0]`.
+    base: u64,
+    /// Every record with at least this index that was read lies in `entries`.
+    covers_from: RecordIndex,
+    /// After the newest record that was read.
+    next: RecordIndex,
+    generation: u16,
+    /// The source had nothing more when it was asked last.
+    at_end: bool,
+    followers: Vec<Arc<Place>>,
+}
+
+/// Where a follower is, for the reader thread to see.
+#[derive(Debug)]
+pub struct Place {
+    serial: AtomicU64,
+    /// The reader may wait for it: it is in memory, and not waiting for its own consumers.
+    attached: AtomicBool,
+    waker: Waker,
+}
+
+/// Answer to a follower.
+#[derive(Debug)]
+pub enum Lookup {
+    /// The next entry, and the serial after it.
+    Found(Entry, u64),
+    /// Nothing new; its waker will be woken. Whether the source has nothing more, either.
+    Head {
+        /// The source had nothing more when it was asked last.
+        at_end: bool,
+    },
+    /// No longer in memory.
+    Dropped,
+}
+
+impl MdtLog {
+    /// An empty log of at most `limit_bytes`, beginning at `start`.
+    pub fn new(limit_bytes: usize, start: RecordIndex, generation: u16) -> Self {
+        let state = State {
+            entries: VecDeque::new(),
+            bytes: 0,
+            base: 0,
+            covers_from: start,
+            next: start,
+            generation,
+            at_end: false,
+            followers: Vec::new(),
+        };
+        Self { limit_bytes, state: Mutex::new(state), moved: Condvar::new() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // The state is consistent between any two statements that can panic.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Appends; called by the reader thread only. May wait up to a second for busy followers.
+    pub fn push(&self, entry: Entry, stop: &AtomicBool) {
+        let mut state = self.lock();
+        let deadline = Instant::now() + PATIENCE;
+        while state.bytes >= self.limit_bytes && !stop.load(Ordering::Relaxed) {
+            let oldest_needed = state.oldest_needed();
+            if oldest_needed.is_some_and(|serial| serial <= state.base) {
+                let left = deadline.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    state.detach_laggards();
+                    continue;
+                }
+                let waited = self.moved.wait_timeout(state, left);
+                state = waited.unwrap_or_else(PoisonError::into_inner).0;
+            } else if !state.drop_oldest() {
+                break;
+            }
+        }
+        match &entry {
+            Entry::Records(batch) => {
+                state.bytes += batch.memory_bytes();
+                state.next = batch.last().next();
+            }
+            Entry::Gap(gap) => {
+                if gap.rewinds {
+                    // From here on all of the new history lies in memory.
+                    state.next = gap.first;
+                    state.covers_from = state.covers_from.min(gap.first);
+                } else {
+                    state.next = gap.last.next().max(state.next);
+                }
+                state.generation = gap.generation;
+            }
+        }
+        state.entries.push_back(entry);
+        state.at_end = false;
+        state.wake_all();
+    }
+
+    /// Says that the source has nothing more at present.
+    pub fn set_at_end(&self) {
+        let mut state = self.lock();
+        if !state.at_end {
+            state.at_end = true;
+            state.wake_all();
+        }
+    }
+
+    /// The index after the newest record read, and the generation.
+    pub fn head(&self) -> (RecordIndex, u16) {
+        let state = self.lock();
+        (state.next, state.generation)
+    }
+
+    /// Registers a follower.
+    pub fn follow(&self, waker: Waker) -> Arc<Place> {
+        let place = Arc::new(Place {
+            serial: AtomicU64::new(0),
+            attached: AtomicBool::new(false),
+            waker,
+        });
+        self.lock().followers.push(Arc::clone(&place));
+        place
+    }
+
+    /// Removes a follower.
+    pub fn unfollow(&self, place: &Arc<Place>) {
+        self.lock().followers.retain(|other| !Arc::ptr_eq(other, place));
+        self.moved.notify_all();
+    }
+
+    /// Serial of the entry that holds the first record with an index of at least `from`, or of the
+    /// next entry to come if none does; `None` if records from there on are no longer in memory.
+    pub fn find(&self, from: RecordIndex) -> Option<u64> {
+        let state = self.lock();
+        if from < state.covers_from {
+            return None;
+        }
+        let mut at = state.entries.len();
+        while let Some(entry) = at.checked_sub(1).and_then(|i| state.entries.get(i)) {
+            let found = match entry {
+                Entry::Records(batch) => batch.last() < from,
+                // What lies before it is a history that was replaced.
+                Entry::Gap(gap) => gap.rewinds && gap.first <= from,
+            };
+            if found {
+                break;
+            }
+            at -= 1;
+        }
+        u64::try_from(at).ok().map(|at| state.base + at)
+    }
+
+    /// The entry at `serial`. Small batches that lie there together come as one.
+    pub fn get(&self, place: &Place, serial: u64) -> Lookup {
+        let state = self.lock();
+        let Some(at) = serial.checked_sub(state.base).and_then(|at| usize::try_from(at).ok()) else {
+            place.attached.store(false, Ordering::Relaxed);
+            return Lookup::Dropped;
+        };
+        let Some(entry) = state.entries.get(at) else {
+            place.settle_at(serial);
+            return Lookup::Head { at_end: state.at_end };
+        };
+        let mut small: Vec<Arc<Batch>> = Vec::new();
+        let mut bytes = 0;
+        for entry in state.entries.range(at..) {
+            let Entry::Records(batch) = entry else { break };
+            bytes += batch.bytes().len();
+            if bytes > JOIN_BYTES {
+                break;
+            }
+            small.push(Arc::clone(batch));
+        }
+        if small.len() < 2 {
+            let entry = entry.clone();
+            place.settle_at(serial + 1);
+            drop(state);
+            self.moved.notify_all();
+            return Lookup::Found(entry, serial + 1);
+        }
+        let next = serial + small.len() as u64;
+        place.settle_at(next);
+        drop(state);
+        self.moved.notify_all();
+        match Batch::join(&small) {
+            Some(joined) => Lookup::Found(Entry::Records(Arc::new(joined)), next),
+            None => Lookup::Found(Entry::Records(Arc::clone(&small[0])), serial + 1),
+        }
+    }
+
+    /// Memory that the entries take.
+    pub fn memory_bytes(&self) -> usize {
+        self.lock().bytes
+    }
+
+    /// Wakes every follower, so that it looks at its own state.
+    pub fn wake_all(&self) {
+        self.lock().wake_all();
+    }
+}
+
+impl Place {
+    fn settle_at(&self, serial: u64) {
+        self.serial.store(serial, Ordering::Relaxed);
+        self.attached.store(true, Ordering::Relaxed);
+    }
+
+    /// The follower now waits for its own consumers: the reader is not to wait for it.
+    pub fn detach(&self) {
+        self.attached.store(false, Ordering::Relaxed);
+    }
+}
+
+impl State {
+    fn oldest_needed(&self) -> Option<u64> {
+        let attached = self.followers.iter().filter(|f| f.attached.load(Ordering::Relaxed));
+        attached.map(|f| f.serial.load(Ordering::Relaxed)).min()
+    }
+
+    fn detach_laggards(&self) {
+        for follower in &self.followers {
+            if follower.serial.load(Ordering::Relaxed) <= self.base {
+                follower.detach();
+            }
+        }
+    }
+
+    fn drop_oldest(&mut self) -> bool {
+        let Some(entry) = self.entries.pop_front() else { return false };
+        self.base += 1;
+        match entry {
+            Entry::Records(batch) => {
+                self.bytes = self.bytes.saturating_sub(batch.memory_bytes());
+                self.covers_from = batch.last().next();
+            }
+            Entry::Gap(gap) => self.covers_from = gap.last.next().max(gap.first),
+        }
+        true
+    }
+
+    fn wake_all(&self) {
+        for follower in &self.followers {
+            follower.waker.wake();
+        }
+    }
+}

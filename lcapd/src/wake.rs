@@ -1,0 +1,101 @@
+//! Waking one thread from others, and waiting for several things at once.
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use lcap_ffi::poll::wait_readable;
+use rustix::event::{EventfdFlags, eventfd};
+
+/// Wakes one thread. Cheap when that thread is awake: the descriptor is written only for one that
+/// sleeps.
+#[derive(Clone, Debug)]
+pub struct Waker(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    fd: OwnedFd,
+    asleep: AtomicBool,
+}
+
+impl Waker {
+    /// A waker for one thread.
+    ///
+    /// # Errors
+    /// If the process has no descriptor left.
+    pub fn new() -> io::Result<Self> {
+        let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        Ok(Self(Arc::new(Inner { fd, asleep: AtomicBool::new(false) })))
+    }
+
+    /// Ends the thread's present or next sleep.
+    pub fn wake(&self) {
+        if self.0.asleep.swap(false, Ordering::SeqCst) {
+            // Can only fail by overflow, when it is readable anyway.
+            let _ = rustix::io::write(&self.0.fd, &1_u64.to_ne_bytes());
+        }
+    }
+
+    /// Says that the thread is about to sleep. It must look at its inputs once more after this, and
+    /// call [`Self::awake`] when it is up again.
+    pub fn falling_asleep(&self) {
+        self.0.asleep.store(true, Ordering::SeqCst);
+    }
+
+    /// Ends a sleep: drains the descriptor.
+    pub fn awake(&self) {
+        self.0.asleep.store(false, Ordering::SeqCst);
+        let _ = rustix::io::read(&self.0.fd, &mut [0_u8; 8]);
+    }
+
+    /// For a poll set that is not ours (libzmq's).
+    pub fn raw_fd(&self) -> RawFd {
+        self.0.fd.as_raw_fd()
+    }
+
+    /// Sleeps until woken, until `other` is readable, or until `deadline`. `ready` is asked once
+    /// after the waker is armed; if it says so, there is no sleep.
+    pub fn sleep(
+        &self,
+        other: Option<RawFd>,
+        deadline: Option<Instant>,
+        ready: impl FnOnce() -> bool,
+    ) {
+        self.falling_asleep();
+        if !ready() {
+            let timeout = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+            let own = self.raw_fd();
+            // An interrupted or failed poll is a short sleep; the caller looks again anyway.
+            let _ = match other {
+                Some(fd) => wait_readable(&[own, fd], timeout),
+                None => wait_readable(&[own], timeout),
+            };
+        }
+        self.awake();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_wake_ends_the_sleep_before_or_during_it() {
+        let waker = Waker::new().unwrap();
+        let other = waker.clone();
+        let hour = Instant::now() + Duration::from_secs(3600);
+        // During: the closure runs after arming, so this wake is seen by the poll.
+        waker.sleep(None, Some(hour), || {
+            other.wake();
+            false
+        });
+        // Inputs that came before are seen by `ready`.
+        waker.sleep(None, Some(hour), || true);
+        assert!(hour > Instant::now());
+    }
+}
