@@ -15,6 +15,9 @@ use crate::log::{Entry, Gap, Lookup, MdtLog, Place};
 use crate::source::{ChangelogSource, ReadOutcome, SourceError, Upstream, WaitFor};
 use crate::wake::Waker;
 
+/// Pause before a source that cannot follow is opened again.
+pub const REOPEN_PAUSE: std::time::Duration = std::time::Duration::from_secs(1);
+
 /// A place in one MDT's records that moves forward.
 #[derive(Debug)]
 pub struct Follower {
@@ -25,6 +28,8 @@ pub struct Follower {
     generation: u16,
     read_bytes: usize,
     mode: Mode,
+    /// What the log last said of the source, if it had nothing for us.
+    at_end: bool,
 }
 
 #[derive(Debug)]
@@ -50,7 +55,12 @@ pub enum Step {
         at_end: bool,
     },
     /// Nothing now; to be asked again after the wait (or when woken).
-    Wait(WaitFor),
+    Wait {
+        /// What to wait for.
+        on: WaitFor,
+        /// No record that exists now is unread.
+        at_end: bool,
+    },
 }
 
 impl Follower {
@@ -64,7 +74,7 @@ impl Follower {
     ) -> Self {
         let (_, generation) = log.head();
         let place = log.follow(waker);
-        Self { log, upstream, place, next: from, generation, read_bytes, mode: Mode::Lost }
+        Self { log, upstream, place, next: from, generation, read_bytes, mode: Mode::Lost, at_end: false }
     }
 
     /// The lowest index not yet returned.
@@ -80,6 +90,11 @@ impl Follower {
     /// Whether it reads from its own handle, behind what lies in memory.
     pub fn is_catching_up(&self) -> bool {
         matches!(self.mode, Mode::Source(_))
+    }
+
+    /// Whether there may be more than [`Step::Head`] now; asked after the waker was armed.
+    pub fn has_news(&self) -> bool {
+        matches!(self.mode, Mode::Memory(serial) if self.log.has_news(serial, self.at_end))
     }
 
     /// The thread now waits for its consumers; the reader is not to wait for it.
@@ -108,7 +123,10 @@ impl Follower {
                             return Ok(step);
                         }
                     }
-                    Lookup::Head { at_end } => return Ok(Step::Head { at_end }),
+                    Lookup::Head { at_end } => {
+                        self.at_end = at_end;
+                        return Ok(Step::Head { at_end });
+                    }
                     Lookup::Dropped => self.mode = Mode::Lost,
                 },
                 Mode::Source(_) => match self.log.find(self.next) {
@@ -141,11 +159,17 @@ impl Follower {
     }
 
     fn read_source(&mut self) -> Result<Step, SourceError> {
-        let Mode::Source(source) = &mut self.mode else { return Ok(Step::Wait(WaitFor::Never)) };
+        let Mode::Source(source) = &mut self.mode else { return Ok(Step::Head { at_end: false }) };
         let mut buf = Vec::with_capacity(self.read_bytes);
         let outcome = source.read(&mut buf).inspect_err(|_| self.mode = Mode::Lost)?;
         match outcome {
-            ReadOutcome::Wait { on, .. } => Ok(Step::Wait(on)),
+            ReadOutcome::Wait { on, at_end } => Ok(Step::Wait { on, at_end }),
+            ReadOutcome::Ended => {
+                // This handle has had its day; open another after a pause.
+                self.mode = Mode::Lost;
+                let on = WaitFor::Until(Instant::now() + REOPEN_PAUSE);
+                Ok(Step::Wait { on, at_end: true })
+            }
             ReadOutcome::Bytes(_) => {
                 let batch = Batch::parse(trim(buf), RecordIndex::ZERO).map_err(|error| {
                     self.mode = Mode::Lost;
@@ -154,10 +178,9 @@ impl Follower {
                         problem: error.to_string(),
                     }
                 })?;
-                Ok(self.take(Entry::Records(Arc::new(batch))).unwrap_or(Step::Wait(
-                    // All of it lay before our place, as the first read after an open may.
-                    WaitFor::Until(Instant::now()),
-                )))
+                // All of it may lie before our place, after a seek that was not exact.
+                let again = Step::Wait { on: WaitFor::Until(Instant::now()), at_end: false };
+                Ok(self.take(Entry::Records(Arc::new(batch))).unwrap_or(again))
             }
         }
     }
@@ -186,6 +209,9 @@ pub fn sleep_on(
 ) {
     match on {
         Some(WaitFor::Readable(fd)) => waker.sleep(Some(fd), until, ready),
+        Some(WaitFor::ReadableUntil(fd, at)) => {
+            waker.sleep(Some(fd), Some(until.map_or(at, |until| until.min(at))), ready);
+        }
         Some(WaitFor::Until(at)) => {
             waker.sleep(None, Some(until.map_or(at, |until| until.min(at))), ready);
         }

@@ -241,6 +241,12 @@ impl MdtLog {
         }
     }
 
+    /// Whether a follower that was told "nothing at `serial`" would be told something else now.
+    pub fn has_news(&self, serial: u64, at_end: bool) -> bool {
+        let state = self.lock();
+        state.base + state.entries.len() as u64 > serial || state.at_end != at_end
+    }
+
     /// Memory that the entries take.
     pub fn memory_bytes(&self) -> usize {
         self.lock().bytes

@@ -9,9 +9,9 @@ use lcap_ffi::{MdtName, RecordIndex};
 use tracing::{error, info, warn};
 
 use crate::batch::{Batch, BatchError};
-use crate::follower::{sleep_on, trim};
+use crate::follower::{REOPEN_PAUSE, sleep_on, trim};
 use crate::log::{Entry, MdtLog};
-use crate::source::{ChangelogSource, ReadOutcome, SourceError, Upstream, WaitFor};
+use crate::source::{ReadOutcome, SourceError, Upstream, WaitFor};
 use crate::wake::Waker;
 
 /// First pause after a source failed; doubled each time up to [`MAX_BACKOFF`].
@@ -117,13 +117,18 @@ impl Reader {
                         buf = Vec::with_capacity(self.read_bytes);
                     }
                 }
-                ReadOutcome::Wait { on, at_end } => self.wait(&*source, on, at_end),
+                ReadOutcome::Wait { on, at_end } => self.wait(on, at_end),
+                ReadOutcome::Ended => {
+                    self.wait(WaitFor::Until(Instant::now() + REOPEN_PAUSE), true);
+                    let (next, _) = self.log.head();
+                    source = self.upstream.open(next)?;
+                }
             }
         }
         Ok(())
     }
 
-    fn wait(&self, _source: &dyn ChangelogSource, on: WaitFor, at_end: bool) {
+    fn wait(&self, on: WaitFor, at_end: bool) {
         if at_end {
             self.stats.at_end.store(true, Ordering::Relaxed);
             self.log.set_at_end();

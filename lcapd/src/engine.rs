@@ -1,0 +1,748 @@
+//! What goes to whom, what is settled, and what may be cleared: rules without I/O.
+//!
+//! Requests, progress, results and the time come in; [`Effect`]s go out, and `server.rs` carries
+//! them out. No socket, thread, file or clock is used here, so that schedules of crashes and losses
+//! can be tested with values.
+//!
+//! * [`position`]: one reader on one MDT. * [`queue`]: one queue stream on one MDT.
+//! * [`retention`]: when an MDT is cleared. * [`sessions`]: requests of clients.
+//! * [`status`]: what is shown to people.
+#![forbid(unsafe_code)]
+
+pub mod position;
+pub mod queue;
+pub mod retention;
+pub mod sessions;
+mod status;
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+use lcap_ffi::{MdtName, RecordIndex};
+use lcap_wire::control::{Delivery, Reply};
+use tracing::{error, info, warn};
+
+use crate::pipeline::Outgoing;
+use crate::store::{Change, MdtState, ReaderState, Saved};
+use position::{Position, Sent};
+use queue::Queue;
+use retention::{ClearPolicy, Need, Now, Retention, floor};
+use sessions::Session;
+
+/// A commit begins when something waits for it, or this long after the first change.
+const COMMIT_DELAY: Duration = Duration::from_millis(200);
+/// Pause after a failed commit.
+const COMMIT_PAUSE: Duration = Duration::from_secs(1);
+
+/// Who sent a request, and where the answer goes.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Peer {
+    /// Which of the server's sockets.
+    pub socket: usize,
+    /// The connection's identity there.
+    pub identity: Vec<u8>,
+    /// It is a REQ socket, which puts an empty frame before its messages.
+    pub delimiter: bool,
+}
+
+/// What the engine wants done.
+#[derive(Debug)]
+pub enum Effect {
+    /// Send a control message.
+    Send(Peer, Vec<u8>),
+    /// Begin to read what came before the live stream, for a session.
+    StartCatchUp {
+        /// The session.
+        session: u64,
+        /// Number of the stream.
+        stream: usize,
+        /// Number of the MDT.
+        mdt: usize,
+        /// First index wanted.
+        from: RecordIndex,
+        /// Join the live stream at the end.
+        follow: bool,
+    },
+    /// The session has room for messages up to this number.
+    Credit {
+        /// The session.
+        session: u64,
+        /// The number.
+        upto: u64,
+    },
+    /// The session is over: end its catch-up.
+    EndSession(u64),
+    /// Send a batch of a queue to a member.
+    Dispatch {
+        /// The member's data connection.
+        peer: Peer,
+        /// Number of the stream.
+        stream: usize,
+        /// Number of the MDT.
+        mdt: usize,
+        /// The batch.
+        batch: queue::BatchId,
+        /// The message's number within the session.
+        sequence: u64,
+        /// Somebody else may have had it.
+        redelivered: bool,
+    },
+    /// Write to the store; answered by [`Engine::committed`].
+    Commit(Vec<Change>),
+    /// Clear an MDT; answered by [`Engine::cleared`].
+    Clear {
+        /// Number of the MDT.
+        mdt: usize,
+        /// Up to here, inclusive.
+        upto: RecordIndex,
+    },
+    /// Ask a stream's policies up to where the MDT may be cleared; answered by
+    /// [`Engine::policy_allows`].
+    AskPolicy {
+        /// Number of the stream.
+        stream: usize,
+        /// Number of the MDT.
+        mdt: usize,
+        /// Registered readers and their watermarks.
+        readers: Vec<(String, RecordIndex)>,
+        /// What the host would clear.
+        proposed: RecordIndex,
+    },
+}
+
+/// What the engine is told of an MDT when it is made.
+#[derive(Clone, Debug)]
+pub struct MdtSetup {
+    /// Its name.
+    pub name: MdtName,
+    /// Its source, for people.
+    pub source: String,
+}
+
+/// What the engine is told of a stream when it is made.
+#[derive(Clone, Debug)]
+pub struct StreamSetup {
+    /// Its name.
+    pub name: String,
+    /// Who gets what.
+    pub delivery: Delivery,
+    /// Where clients connect for data.
+    pub publish: String,
+    /// Lanes of a queue.
+    pub lanes: u16,
+    /// Its policies have a say in clearing.
+    pub policy_clears: bool,
+    /// See [`crate::config::Stream`].
+    pub max_idle: Duration,
+    /// See [`crate::config::Stream`].
+    pub max_lag: u64,
+}
+
+/// Fixed figures.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// One life of lcapd.
+    pub epoch: u64,
+    /// Makes session numbers hard to guess.
+    pub seed: u64,
+    /// How often a client has to be heard of.
+    pub heartbeat: Duration,
+    /// When to clear MDTs.
+    pub clear: ClearPolicy,
+}
+
+/// What is known of a worker at one moment.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct WorkerState {
+    /// See [`crate::worker::Progress`].
+    pub sent_records: u64,
+    /// Dropped by policies.
+    pub dropped: u64,
+    /// Held by policies.
+    pub held: u64,
+    /// Last sequence.
+    pub sequence: u64,
+    /// What acknowledgements need.
+    pub sent: Sent,
+    /// A policy stopped it.
+    pub stopped: bool,
+}
+
+/// What is known of an MDT's reader thread at one moment.
+#[derive(Clone, Debug, Default)]
+pub struct MdtNow {
+    /// Newest index read.
+    pub read_index: RecordIndex,
+    /// Records read in this epoch.
+    pub records: u64,
+    /// Gaps seen in this epoch.
+    pub gaps: u64,
+    /// The source has nothing more.
+    pub at_end: bool,
+    /// Why the source is away.
+    pub trouble: Option<String>,
+}
+
+#[derive(Debug)]
+struct Mdt {
+    setup: MdtSetup,
+    state: MdtState,
+    retention: Retention,
+    now: MdtNow,
+    /// The last clear was refused: Lustre does not know our user.
+    clear_trouble: Option<String>,
+}
+
+#[derive(Debug)]
+struct StreamMdt {
+    worker: WorkerState,
+    /// What catch-ups have sent, which may be more than the live worker after a restart.
+    caught_up: Sent,
+    /// On disk: a broadcast stream's `low`, a queue's watermark.
+    persisted: RecordIndex,
+    /// On disk, or on its way there.
+    noted: RecordIndex,
+    /// Of a queue stream.
+    queue: Option<Queue<Outgoing>>,
+    at_end: bool,
+    /// What the policies last answered to a clear, and to which question.
+    allowed: Option<(RecordIndex, RecordIndex)>,
+    asked: Option<RecordIndex>,
+}
+
+#[derive(Debug)]
+struct Reader {
+    state: ReaderState,
+    positions: Vec<Position>,
+    /// On disk, by MDT.
+    persisted: Vec<RecordIndex>,
+    /// On disk, or on its way there.
+    noted: Vec<RecordIndex>,
+    last_heard: Now,
+}
+
+#[derive(Debug)]
+struct Stream {
+    setup: StreamSetup,
+    mdts: Vec<StreamMdt>,
+    readers: BTreeMap<String, Reader>,
+}
+
+/// The state of everything that is delivered and acknowledged.
+#[derive(Debug)]
+pub struct Engine {
+    settings: Settings,
+    mdts: Vec<Mdt>,
+    streams: Vec<Stream>,
+    sessions: HashMap<u64, Session>,
+    session_seed: u64,
+    dirty: Dirty,
+    effects: Vec<Effect>,
+}
+
+/// Changes that are not on disk.
+#[derive(Debug, Default)]
+struct Dirty {
+    /// By what they change, so that a later one replaces an earlier one.
+    changes: BTreeMap<ChangeKey, Change>,
+    since: Option<Now>,
+    in_flight: Option<Vec<Change>>,
+    not_before: Option<Now>,
+    failing: bool,
+    /// Answers that wait for the next commit, and for the one that is under way.
+    waiting: Vec<(Peer, Reply)>,
+    waiting_in_flight: Vec<(Peer, Reply)>,
+}
+
+/// Registrations before watermarks, so that a reader is there before its watermark is.
+type ChangeKey = (u8, String, String, String);
+
+fn change_key(change: &Change) -> ChangeKey {
+    let own = String::clone;
+    match change {
+        Change::Mdt(mdt, _) => (0, own(mdt), String::new(), String::new()),
+        Change::Stream(stream, mdt, _) => (1, own(stream), own(mdt), String::new()),
+        Change::Reader((stream, reader), _) | Change::ReaderGone((stream, reader)) => {
+            (2, own(stream), own(reader), String::new())
+        }
+        Change::Watermark((stream, reader), mdt, _) => (3, own(stream), own(reader), own(mdt)),
+    }
+}
+
+impl Dirty {
+    fn add(&mut self, change: Change, now: Now) {
+        if let Change::ReaderGone((stream, reader)) = &change {
+            self.changes.retain(|key, _| key.0 != 3 || (&key.1, &key.2) != (stream, reader));
+        }
+        self.changes.insert(change_key(&change), change);
+        self.since.get_or_insert(now);
+    }
+}
+
+impl Engine {
+    /// An engine that goes on where `saved` says.
+    pub fn new(
+        settings: Settings,
+        mdts: Vec<MdtSetup>,
+        streams: Vec<StreamSetup>,
+        saved: &Saved,
+    ) -> Self {
+        let mdts: Vec<Mdt> = mdts
+            .into_iter()
+            .map(|setup| {
+                let state = saved.mdts.get(setup.name.as_str()).cloned().unwrap_or_default();
+                let retention = Retention::new(settings.clear, RecordIndex::new(state.cleared));
+                Mdt { setup, state, retention, now: MdtNow::default(), clear_trouble: None }
+            })
+            .collect();
+        let streams = streams.into_iter().map(|setup| Stream::restore(setup, &mdts, saved));
+        let streams = streams.collect();
+        Self {
+            settings,
+            mdts,
+            streams,
+            sessions: HashMap::new(),
+            session_seed: settings.seed,
+            dirty: Dirty::default(),
+            effects: Vec::new(),
+        }
+    }
+
+    /// What is to be done since this was called last.
+    pub fn take_effects(&mut self) -> Vec<Effect> {
+        std::mem::take(&mut self.effects)
+    }
+
+    /// Where a stream's live worker or queue has to begin reading an MDT.
+    pub fn start_of(&self, stream: usize, mdt: usize) -> RecordIndex {
+        let index = self.streams.get(stream).and_then(|s| s.mdts.get(mdt));
+        let persisted = index.map_or(RecordIndex::ZERO, |s| s.persisted);
+        let cleared = self.mdts.get(mdt).map_or(RecordIndex::ZERO, |m| m.retention.cleared());
+        persisted.max(cleared).next()
+    }
+
+    /// The MDT's present history.
+    pub fn generation_of(&self, mdt: usize) -> u16 {
+        self.mdts.get(mdt).map_or(0, |m| m.state.generation)
+    }
+
+    /// Notes how far a worker is.
+    pub fn note_worker(&mut self, stream: usize, mdt: usize, worker: WorkerState) {
+        let Some(stream) = self.streams.get_mut(stream) else { return };
+        let Some(entry) = stream.mdts.get_mut(mdt) else { return };
+        entry.worker = worker;
+    }
+
+    /// Notes how far an MDT's reader thread is.
+    pub fn note_mdt(&mut self, mdt: usize, now: MdtNow) {
+        if let Some(entry) = self.mdts.get_mut(mdt) {
+            entry.now = now;
+        }
+    }
+
+    /// Notes that a catch-up sent a message: its client may acknowledge it.
+    pub fn note_catch_up(&mut self, session: u64, low: RecordIndex, last: RecordIndex) {
+        let Some(session) = self.sessions.get(&session) else { return };
+        let stream = self.streams.get_mut(session.stream);
+        let Some(entry) = stream.and_then(|s| s.mdts.get_mut(session.mdt)) else { return };
+        entry.caught_up.low = entry.caught_up.low.max(low);
+        entry.caught_up.highest = entry.caught_up.highest.max(last);
+    }
+
+    /// Takes batches of a queue in.
+    pub fn queue_input(
+        &mut self,
+        stream: usize,
+        mdt: usize,
+        batches: Vec<queue::QueueBatch<Outgoing>>,
+        low: RecordIndex,
+    ) {
+        let Some(queue) = self.queue_mut(stream, mdt) else { return };
+        for batch in batches {
+            queue.push(batch);
+        }
+        queue.advance(low);
+        self.dispatch(stream, mdt);
+    }
+
+    /// Notes whether a queue's source has nothing more.
+    pub fn queue_at_end(&mut self, stream: usize, mdt: usize, at_end: bool) {
+        let entry = self.streams.get_mut(stream).and_then(|s| s.mdts.get_mut(mdt));
+        if let Some(entry) = entry {
+            entry.at_end = at_end;
+            self.dispatch(stream, mdt);
+        }
+    }
+
+    /// Memory that a queue holds.
+    pub fn queue_bytes(&self, stream: usize, mdt: usize) -> usize {
+        let entry = self.streams.get(stream).and_then(|s| s.mdts.get(mdt));
+        entry.and_then(|e| e.queue.as_ref()).map_or(0, Queue::bytes)
+    }
+
+    /// A batch that is to be sent, and which of its records.
+    pub fn queue_batch(
+        &self,
+        stream: usize,
+        mdt: usize,
+        batch: queue::BatchId,
+    ) -> Option<(&queue::QueueBatch<Outgoing>, &[u32])> {
+        let entry = self.streams.get(stream)?.mdts.get(mdt)?;
+        entry.queue.as_ref()?.batch(batch)
+    }
+
+    fn queue_mut(&mut self, stream: usize, mdt: usize) -> Option<&mut Queue<Outgoing>> {
+        self.streams.get_mut(stream)?.mdts.get_mut(mdt)?.queue.as_mut()
+    }
+
+    /// What was to be committed is on disk, or could not be written.
+    pub fn committed(&mut self, result: Result<(), String>, now: Now) {
+        let Some(changes) = self.dirty.in_flight.take() else { return };
+        let waiting = std::mem::take(&mut self.dirty.waiting_in_flight);
+        match result {
+            Ok(()) => {
+                if std::mem::take(&mut self.dirty.failing) {
+                    info!("state is written again");
+                }
+                self.dirty.not_before = None;
+                for change in changes {
+                    self.is_on_disk(change);
+                }
+                for (peer, reply) in waiting {
+                    self.effects.push(Effect::Send(peer, reply.encode()));
+                }
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut self.dirty.failing, true) {
+                    error!(error, "cannot write state: nothing will be cleared until it can");
+                }
+                for change in changes {
+                    let key = change_key(&change);
+                    self.dirty.changes.entry(key).or_insert(change);
+                }
+                self.dirty.since.get_or_insert(now);
+                self.dirty.not_before = Some(now + COMMIT_PAUSE);
+                for (peer, reply) in waiting {
+                    let text = format!("cannot write state: {error}");
+                    let reply = Reply::error(reply.id, libc::EIO, text);
+                    self.effects.push(Effect::Send(peer, reply.encode()));
+                }
+            }
+        }
+        self.tick(now);
+    }
+
+    fn is_on_disk(&mut self, change: Change) {
+        let mdt_at = |name: &str| self.mdts.iter().position(|m| m.setup.name.as_str() == name);
+        match change {
+            Change::Stream(stream, mdt, index) => {
+                let mdt = mdt_at(&mdt);
+                let stream = self.streams.iter_mut().find(|s| s.setup.name == stream);
+                if let Some(entry) = stream.zip(mdt).and_then(|(s, m)| s.mdts.get_mut(m)) {
+                    entry.persisted = index;
+                }
+            }
+            Change::Watermark((stream, reader), mdt, index) => {
+                let mdt = mdt_at(&mdt);
+                let stream = self.streams.iter_mut().find(|s| s.setup.name == stream);
+                let reader = stream.and_then(|s| s.readers.get_mut(&reader));
+                if let Some(persisted) = reader.zip(mdt).and_then(|(r, m)| r.persisted.get_mut(m)) {
+                    *persisted = index;
+                }
+            }
+            Change::Mdt(..) | Change::Reader(..) | Change::ReaderGone(..) => {}
+        }
+    }
+
+    /// What was to be cleared is cleared, or not.
+    pub fn cleared(&mut self, mdt: usize, upto: RecordIndex, result: Result<(), String>, now: Now) {
+        let Some(entry) = self.mdts.get_mut(mdt) else { return };
+        match result {
+            Ok(()) => {
+                entry.retention.done(upto, now);
+                if entry.clear_trouble.take().is_some() {
+                    info!(mdt = %entry.setup.name, upto = upto.get(), "changelog is cleared again");
+                }
+                entry.state.cleared = entry.retention.cleared().get();
+                let change = Change::Mdt(entry.setup.name.to_string(), entry.state.clone());
+                self.dirty.add(change, now);
+            }
+            Err(error) => {
+                entry.retention.failed(now);
+                if entry.clear_trouble.as_ref() != Some(&error) {
+                    warn!(mdt = %entry.setup.name, upto = upto.get(), error,
+                        "changelog clear failed, will retry");
+                    entry.clear_trouble = Some(error);
+                }
+            }
+        }
+        self.tick(now);
+    }
+
+    /// The policies of a stream have answered [`Effect::AskPolicy`].
+    pub fn policy_allows(
+        &mut self,
+        stream: usize,
+        mdt: usize,
+        proposed: RecordIndex,
+        upto: RecordIndex,
+        now: Now,
+    ) {
+        let entry = self.streams.get_mut(stream).and_then(|s| s.mdts.get_mut(mdt));
+        if let Some(entry) = entry {
+            entry.asked = None;
+            entry.allowed = Some((proposed, upto));
+        }
+        self.clear_mdts(now);
+    }
+
+    /// Does what the time asks for. To be called after everything else, and at [`Self::wake_at`].
+    pub fn tick(&mut self, now: Now) {
+        self.expire_sessions(now);
+        self.settle_all(now);
+        self.suspend_readers(now);
+        self.clear_mdts(now);
+        self.commit_if_due(now);
+    }
+
+    /// When [`Self::tick`] has to be called at the latest.
+    pub fn wake_at(&self, now: Now) -> Now {
+        // Progress of workers is looked at as often as MDTs may be cleared, and at a tenth of
+        // that for commits; nothing here is worth more than that.
+        let regular = now + self.settings.clear.interval.min(Duration::from_secs(1));
+        let commit = self.dirty.since.filter(|_| self.dirty.in_flight.is_none());
+        let commit = commit.map(|at| (at + COMMIT_DELAY).max(self.dirty.not_before.unwrap_or(at)));
+        commit.map_or(regular, |at| at.min(regular)).max(now)
+    }
+
+    /// Moves every reader over records that policies dropped, and notes what is to be written.
+    fn settle_all(&mut self, now: Now) {
+        for stream in &mut self.streams {
+            for mdt_at in 0..self.mdts.len() {
+                stream.settle(mdt_at, &self.mdts[mdt_at].setup.name, &mut self.dirty, now);
+            }
+        }
+    }
+
+    fn clear_mdts(&mut self, now: Now) {
+        for mdt_at in 0..self.mdts.len() {
+            let mut needs = Vec::with_capacity(self.streams.len());
+            for (stream_at, stream) in self.streams.iter_mut().enumerate() {
+                let need = stream.need(mdt_at);
+                needs.push(if stream.setup.policy_clears {
+                    stream.ask_policy(stream_at, mdt_at, need, &mut self.effects)
+                } else {
+                    need
+                });
+            }
+            let mdt = &mut self.mdts[mdt_at];
+            if let Some(upto) = mdt.retention.due(floor(needs), now) {
+                self.effects.push(Effect::Clear { mdt: mdt_at, upto });
+            }
+        }
+    }
+
+    fn commit_if_due(&mut self, now: Now) {
+        let dirty = &mut self.dirty;
+        let due = dirty.since.is_some_and(|since| now >= since + COMMIT_DELAY);
+        let paused = dirty.not_before.is_some_and(|at| now < at);
+        if dirty.in_flight.is_some() || paused || (!due && dirty.waiting.is_empty()) {
+            return;
+        }
+        let changes: Vec<Change> = std::mem::take(&mut dirty.changes).into_values().collect();
+        dirty.since = None;
+        dirty.waiting_in_flight = std::mem::take(&mut dirty.waiting);
+        dirty.in_flight = Some(changes.clone());
+        self.effects.push(Effect::Commit(changes));
+    }
+
+    fn suspend_readers(&mut self, now: Now) {
+        for stream in &mut self.streams {
+            let (max_idle, max_lag) = (stream.setup.max_idle, stream.setup.max_lag);
+            for (name, reader) in &mut stream.readers {
+                let idle = now.saturating_sub(reader.last_heard);
+                if reader.state.suspended || idle <= max_idle {
+                    continue;
+                }
+                let lags = self.mdts.iter().zip(&reader.positions).map(|(mdt, position)| {
+                    mdt.now.read_index.get().saturating_sub(position.watermark().get())
+                });
+                let lag = lags.max().unwrap_or(0);
+                if lag <= max_lag {
+                    continue;
+                }
+                warn!(stream = stream.setup.name, reader = name, lag, idle_s = idle.as_secs(),
+                    "reader suspended: idle and too far behind; it holds no records any more, \
+                     register it again to lift this");
+                reader.state.suspended = true;
+                let key = (stream.setup.name.clone(), name.clone());
+                self.dirty.add(Change::Reader(key, reader.state.clone()), now);
+            }
+        }
+    }
+
+    /// The MDT lost records, or began a new history at `gap.first`.
+    pub fn note_gap(&mut self, mdt_at: usize, gap: crate::log::Gap, now: Now) {
+        let Some(mdt) = self.mdts.get_mut(mdt_at) else { return };
+        if !gap.rewinds || gap.generation <= mdt.state.generation {
+            return;
+        }
+        mdt.state.generation = gap.generation;
+        mdt.state.rewinds.push(gap.first.get());
+        mdt.retention.rewind(gap.first);
+        mdt.state.cleared = mdt.retention.cleared().get();
+        let name = mdt.setup.name.to_string();
+        self.dirty.add(Change::Mdt(name.clone(), mdt.state.clone()), now);
+        for stream in &mut self.streams {
+            let stream_name = stream.setup.name.clone();
+            let Some(entry) = stream.mdts.get_mut(mdt_at) else { continue };
+            let before = gap.first.prev();
+            entry.caught_up.low = entry.caught_up.low.min(before);
+            entry.caught_up.highest = entry.caught_up.highest.min(before);
+            entry.worker.sent.low = entry.worker.sent.low.min(before);
+            entry.worker.sent.highest = entry.worker.sent.highest.min(before);
+            if let Some(queue) = &mut entry.queue {
+                queue.rewind(gap.first);
+            }
+            entry.persisted = entry.persisted.min(before);
+            entry.noted = entry.persisted;
+            let change = Change::Stream(stream_name.clone(), name.clone(), entry.persisted);
+            self.dirty.add(change, now);
+            for (reader_name, reader) in &mut stream.readers {
+                let Some(position) = reader.positions.get_mut(mdt_at) else { continue };
+                position.rewind(gap.first);
+                reader.persisted[mdt_at] = reader.persisted[mdt_at].min(before);
+                reader.noted[mdt_at] = position.watermark();
+                let key = (stream_name.clone(), reader_name.clone());
+                let mark = position.watermark();
+                self.dirty.add(Change::Watermark(key, name.clone(), mark), now);
+            }
+        }
+    }
+}
+
+impl Stream {
+    fn restore(setup: StreamSetup, mdts: &[Mdt], saved: &Saved) -> Self {
+        let per_mdt = mdts.iter().map(|mdt| {
+            let key = (setup.name.clone(), mdt.setup.name.to_string());
+            let saved = saved.streams.get(&key).copied();
+            let persisted = saved.unwrap_or_else(|| mdt.retention.cleared());
+            let is_queue = setup.delivery == Delivery::Queue;
+            StreamMdt {
+                worker: WorkerState::default(),
+                caught_up: Sent::default(),
+                persisted,
+                noted: persisted,
+                queue: is_queue.then(|| Queue::new(setup.lanes, persisted)),
+                at_end: false,
+                allowed: None,
+                asked: None,
+            }
+        });
+        let per_mdt = per_mdt.collect();
+        let of_us = saved.readers.iter().filter(|((stream, _), _)| *stream == setup.name);
+        let readers = of_us.map(|((stream, name), state)| {
+            let persisted: Vec<RecordIndex> = mdts
+                .iter()
+                .map(|mdt| {
+                    let key = (stream.clone(), name.clone(), mdt.setup.name.to_string());
+                    saved.watermarks.get(&key).copied().unwrap_or_else(|| mdt.retention.cleared())
+                })
+                .collect();
+            let positions = persisted.iter().map(|&at| Position::new(at)).collect();
+            let state = state.clone();
+            let last_heard = Duration::ZERO;
+            let noted = persisted.clone();
+            (name.clone(), Reader { state, positions, persisted, noted, last_heard })
+        });
+        let readers = readers.collect();
+        Self { setup, mdts: per_mdt, readers }
+    }
+
+    /// What the stream needs of an MDT: only what is on disk counts.
+    fn need(&self, mdt_at: usize) -> Need {
+        if let Some(StreamMdt { queue: Some(_), persisted, .. }) = self.mdts.get(mdt_at) {
+            return Need::Above(*persisted);
+        }
+        let active = self.readers.values().filter(|reader| !reader.state.suspended);
+        let lowest = active.filter_map(|reader| reader.persisted.get(mdt_at).copied()).min();
+        lowest.map_or(Need::Nobody, Need::Above)
+    }
+
+    /// The policies' word on `need`: what they last said if they were asked about just that, else
+    /// they are asked, and until they answer nothing more goes.
+    fn ask_policy(
+        &mut self,
+        stream_at: usize,
+        mdt_at: usize,
+        need: Need,
+        effects: &mut Vec<Effect>,
+    ) -> Need {
+        let Some(entry) = self.mdts.get_mut(mdt_at) else { return need };
+        let proposed = match need {
+            Need::Above(index) => index,
+            Need::Nobody => entry.worker.sent.low,
+        };
+        match entry.allowed {
+            Some((asked, upto)) if asked == proposed => {
+                // With readers, policies may only hold back.
+                return match need {
+                    Need::Above(index) => Need::Above(upto.min(index)),
+                    Need::Nobody if upto > RecordIndex::ZERO => {
+                        Need::Above(upto.min(entry.worker.sent.low))
+                    }
+                    Need::Nobody => Need::Nobody,
+                };
+            }
+            _ => {}
+        }
+        if entry.asked.is_none() {
+            entry.asked = Some(proposed);
+            let readers = self
+                .readers
+                .iter()
+                .filter(|(_, reader)| !reader.state.suspended)
+                .filter_map(|(name, r)| Some((name.clone(), r.positions.get(mdt_at)?.watermark())));
+            let readers = readers.collect();
+            effects.push(Effect::AskPolicy { stream: stream_at, mdt: mdt_at, readers, proposed });
+        }
+        let known = entry.allowed.map_or(RecordIndex::ZERO, |(_, upto)| upto);
+        match need {
+            Need::Above(index) => Need::Above(known.min(index)),
+            Need::Nobody if known > RecordIndex::ZERO => Need::Above(known),
+            Need::Nobody => Need::Nobody,
+        }
+    }
+
+    /// Everything that was sent of an MDT, live or to catch up.
+    fn sent(&self, mdt_at: usize) -> Sent {
+        self.mdts.get(mdt_at).map_or_else(Sent::default, |entry| Sent {
+            low: entry.worker.sent.low.max(entry.caught_up.low),
+            highest: entry.worker.sent.highest.max(entry.caught_up.highest),
+        })
+    }
+
+    fn settle(&mut self, mdt_at: usize, mdt: &MdtName, dirty: &mut Dirty, now: Now) {
+        let sent = self.sent(mdt_at);
+        let Some(entry) = self.mdts.get_mut(mdt_at) else { return };
+        let at = match &entry.queue {
+            Some(queue) => queue.watermark(),
+            None => entry.worker.sent.low,
+        };
+        if at > entry.noted {
+            entry.noted = at;
+            dirty.add(Change::Stream(self.setup.name.clone(), mdt.to_string(), at), now);
+        }
+        for (name, reader) in &mut self.readers {
+            let Some(position) = reader.positions.get_mut(mdt_at) else { continue };
+            position.settle(sent);
+            let Some(noted) = reader.noted.get_mut(mdt_at) else { continue };
+            if *noted < position.watermark() {
+                *noted = position.watermark();
+                let key = (self.setup.name.clone(), name.clone());
+                let mark = Change::Watermark(key, mdt.to_string(), position.watermark());
+                dirty.add(mark, now);
+            }
+        }
+    }
+}

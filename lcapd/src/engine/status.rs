@@ -1,0 +1,119 @@
+//! What is shown to people: `lcap status`, `lcap reader list`.
+#![forbid(unsafe_code)]
+
+use lcap_wire::control::{
+    MdtStatus, MemberStatus, ReaderStatus, Status, StreamMdtStatus, StreamStatus,
+};
+
+use super::queue::Queue;
+use super::retention::Now;
+use super::{Engine, Stream};
+
+impl Engine {
+    /// The present state of everything.
+    pub fn status(&self, now: Now) -> Status {
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            epoch: self.settings.epoch,
+            mdts: self.mdts.iter().map(mdt_status).collect(),
+            streams: (self.streams.iter().enumerate())
+                .map(|(at, stream)| self.stream_status(at, stream, now))
+                .collect(),
+        }
+    }
+
+    fn stream_status(&self, at: usize, stream: &Stream, now: Now) -> StreamStatus {
+        let per_mdt = self.mdts.iter().enumerate().zip(&stream.mdts).map(|((mdt_at, mdt), entry)| {
+            let queue = entry.queue.as_ref();
+            let positions = stream.readers.values().filter_map(|r| r.positions.get(mdt_at));
+            let lowest = positions.map(|p| p.watermark().get()).min().unwrap_or(0);
+            let status = StreamMdtStatus {
+                sent: entry.worker.sent_records,
+                dropped: entry.worker.dropped,
+                held: entry.worker.held,
+                low: entry.worker.sent.low.get(),
+                sequence: entry.worker.sequence,
+                watermark: queue.map_or(lowest, |queue| queue.watermark().get()),
+                outstanding: queue.map_or(0, Queue::n_outstanding),
+                redelivered: queue.map_or(0, Queue::n_redelivered),
+            };
+            (mdt.setup.name.to_string(), status)
+        });
+        StreamStatus {
+            name: stream.setup.name.clone(),
+            delivery: stream.setup.delivery,
+            mdts: per_mdt.collect(),
+            readers: self.reader_status(at, stream, now).collect(),
+            members: self.member_status(stream),
+        }
+    }
+
+    pub(super) fn reader_status<'a>(
+        &'a self,
+        at: usize,
+        stream: &'a Stream,
+        now: Now,
+    ) -> impl Iterator<Item = ReaderStatus> + 'a {
+        stream.readers.iter().map(move |(name, reader)| {
+            let marks = || self.mdts.iter().zip(&reader.positions);
+            let lag = marks().map(|(mdt, position)| {
+                mdt.now.read_index.get().saturating_sub(position.watermark().get())
+            });
+            let open = self
+                .sessions
+                .values()
+                .filter(|s| s.stream == at && s.reader.as_ref() == Some(name))
+                .count() as u64;
+            let idle = if open > 0 { 0 } else { now.saturating_sub(reader.last_heard).as_secs() };
+            ReaderStatus {
+                stream: stream.setup.name.clone(),
+                name: name.clone(),
+                watermark: marks()
+                    .map(|(mdt, position)| {
+                        (mdt.setup.name.to_string(), position.watermark().get())
+                    })
+                    .collect(),
+                lag_records: lag.sum(),
+                suspended: reader.state.suspended,
+                sessions: open,
+                idle_seconds: idle,
+            }
+        })
+    }
+
+    fn member_status(&self, stream: &Stream) -> Vec<MemberStatus> {
+        let queues = self.mdts.iter().zip(&stream.mdts);
+        let queues = queues.filter_map(|(mdt, entry)| Some((mdt, entry.queue.as_ref()?)));
+        let members = queues.flat_map(|(mdt, queue)| {
+            queue.members().filter_map(move |session| {
+                let (outstanding, lanes) = queue.member(session)?;
+                let mdt = mdt.setup.name.to_string();
+                Some(MemberStatus { session, mdt, outstanding, lanes })
+            })
+        });
+        members.collect()
+    }
+}
+
+fn mdt_status(mdt: &super::Mdt) -> MdtStatus {
+    let read = mdt.now.read_index.get();
+    let cleared = mdt.retention.cleared().get();
+    let (state, reason) = match (&mdt.now.trouble, &mdt.clear_trouble) {
+        (Some(reason), _) => ("waiting", Some(reason.clone())),
+        (None, Some(reason)) => ("not clearing", Some(reason.clone())),
+        (None, None) if mdt.now.at_end => ("idle", None),
+        (None, None) => ("reading", None),
+    };
+    MdtStatus {
+        name: mdt.setup.name.to_string(),
+        source: mdt.setup.source.clone(),
+        state: state.to_owned(),
+        reason,
+        read_index: read,
+        cleared_index: cleared,
+        lag_records: read.saturating_sub(cleared),
+        generation: mdt.state.generation,
+        records_read: mdt.now.records,
+        gaps: mdt.now.gaps,
+    }
+}

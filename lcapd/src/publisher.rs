@@ -1,0 +1,152 @@
+//! One thread per broadcast stream: owns its XPUB socket and sends what the workers made.
+#![forbid(unsafe_code)]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crossbeam_channel::Receiver;
+use lcap_ffi::zmq_frame::send_shared;
+use lcap_ffi::{MdtName, RecordIndex};
+use lcap_wire::frame::{parse_hello_topic, topic};
+use lcap_wire::{Header, Kind};
+use tracing::{debug, error};
+
+use crate::pipeline::Outgoing;
+use crate::wake::Waker;
+
+/// Messages sent between two looks at subscriptions.
+const BURST: usize = 64;
+
+/// Publishes one broadcast stream.
+pub struct Publisher {
+    stream: String,
+    socket: zmq::Socket,
+    epoch: u64,
+    mdts: Vec<Topic>,
+    messages: Receiver<(usize, Outgoing)>,
+    waker: Waker,
+    stop: Arc<AtomicBool>,
+}
+
+struct Topic {
+    mdt: MdtName,
+    bytes: Vec<u8>,
+    /// What was sent last.
+    sequence: u64,
+    low: RecordIndex,
+    generation: u16,
+}
+
+impl std::fmt::Debug for Publisher {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Publisher").field("stream", &self.stream).finish_non_exhaustive()
+    }
+}
+
+/// An XPUB socket for a broadcast stream, not bound yet.
+///
+/// # Errors
+/// What libzmq says.
+pub fn socket(context: &zmq::Context, send_limit: i32) -> Result<zmq::Socket, zmq::Error> {
+    let socket = context.socket(zmq::XPUB)?;
+    socket.set_linger(0)?;
+    socket.set_sndhwm(send_limit)?;
+    socket.set_ipv6(true)?;
+    // Every subscription is told, also one that another client has already: a hello proves it live.
+    socket.set_xpub_verbose(true)?;
+    // A subscription is a topic; nobody has business sending more than that.
+    socket.set_maxmsgsize(4096)?;
+    Ok(socket)
+}
+
+impl Publisher {
+    /// A publisher over a bound socket.
+    pub fn new(
+        stream: String,
+        socket: zmq::Socket,
+        epoch: u64,
+        mdts: &[MdtName],
+        messages: Receiver<(usize, Outgoing)>,
+        waker: Waker,
+        stop: Arc<AtomicBool>,
+    ) -> Self {
+        let mdts = mdts.iter().map(|mdt| Topic {
+            bytes: topic(&stream, mdt),
+            mdt: mdt.clone(),
+            sequence: 0,
+            low: RecordIndex::ZERO,
+            generation: 0,
+        });
+        let mdts = mdts.collect();
+        Self { stream, socket, epoch, mdts, messages, waker, stop }
+    }
+
+    /// Publishes until told to stop. What waits then is still sent.
+    pub fn run(&mut self) {
+        loop {
+            let mut sent = 0;
+            while sent < BURST
+                && let Ok((mdt_at, message)) = self.messages.try_recv()
+            {
+                if let Err(error) = self.publish(mdt_at, &message) {
+                    // XPUB drops for slow subscribers without an error: this is a real one.
+                    error!(stream = self.stream, %error, "cannot publish; subscribers will fetch");
+                }
+                sent += 1;
+            }
+            self.greet();
+            if sent == BURST {
+                continue;
+            }
+            if self.stop.load(Ordering::Relaxed) && self.messages.is_empty() {
+                return;
+            }
+            self.waker.falling_asleep();
+            if self.messages.is_empty() && !self.stop.load(Ordering::Relaxed) {
+                let mut items = [
+                    self.socket.as_poll_item(zmq::POLLIN),
+                    zmq::PollItem::from_fd(self.waker.raw_fd(), zmq::POLLIN),
+                ];
+                let _ = zmq::poll(&mut items, -1); // EINTR: look again
+            }
+            self.waker.awake();
+        }
+    }
+
+    fn publish(&mut self, mdt_at: usize, message: &Outgoing) -> Result<(), zmq::Error> {
+        let Some(topic) = self.mdts.get_mut(mdt_at) else { return Ok(()) };
+        let header = Header { epoch: self.epoch, ..message.header.clone() };
+        topic.sequence = header.sequence;
+        topic.low = header.low;
+        topic.generation = header.generation;
+        self.socket.send(topic.bytes.as_slice(), zmq::SNDMORE)?;
+        self.socket.send(header.encode().as_slice(), zmq::SNDMORE)?;
+        send_shared(&mut self.socket, message.body.share(), 0)
+    }
+
+    /// Answers subscriptions to a hello topic: what was subscribed before it is live now.
+    fn greet(&mut self) {
+        while let Ok(subscription) = self.socket.recv_bytes(zmq::DONTWAIT) {
+            let Some((1, hello)) = subscription.split_first().map(|(kind, rest)| (*kind, rest)) else {
+                continue;
+            };
+            let Some((_, mdt, _)) = parse_hello_topic(hello) else { continue };
+            let Some(topic) = self.mdts.iter().find(|topic| topic.mdt.as_str() == mdt) else {
+                debug!(stream = self.stream, mdt, "subscription to an MDT that is not served");
+                continue;
+            };
+            let mut header = Header::for_body(Kind::Hello, &[]);
+            header.epoch = self.epoch;
+            header.sequence = topic.sequence;
+            header.low = topic.low;
+            header.generation = topic.generation;
+            let sent = self.socket.send(hello, zmq::SNDMORE).and_then(|()| {
+                self.socket.send(header.encode().as_slice(), zmq::SNDMORE)?;
+                self.socket.send(&[][..], 0)
+            });
+            if let Err(error) = sent {
+                debug!(stream = self.stream, %error, "cannot greet a subscriber");
+            }
+        }
+    }
+}

@@ -1,0 +1,326 @@
+//! One thread per stream and MDT: runs the stream's policies over the MDT's log.
+#![forbid(unsafe_code)]
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, TryRecvError};
+use lcap_ffi::{MdtName, RecordIndex};
+use lcap_wire::Kind;
+use tracing::{error, warn};
+
+use crate::engine::position::Sent;
+use crate::engine::queue::QueueBatch;
+use crate::follower::sleep_on;
+use crate::pipeline::{Outgoing, Pipeline, PipelineError, Poll};
+use crate::reader::chain;
+use crate::source::WaitFor;
+use crate::wake::Waker;
+
+/// Pause after a failure.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// How far a worker is, for others to read at any time.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// Records sent in this epoch.
+    pub sent: AtomicU64,
+    /// Records that policies dropped in this epoch.
+    pub dropped: AtomicU64,
+    /// Records that policies hold.
+    pub held: AtomicU64,
+    /// Last sequence.
+    pub sequence: AtomicU64,
+    /// Everything up to here was sent or dropped.
+    pub low: AtomicU64,
+    /// Highest index sent.
+    pub highest: AtomicU64,
+    /// The lowest index not read yet.
+    pub next: AtomicU64,
+    /// The MDT's history that it is in.
+    pub generation: AtomicU16,
+    /// A policy stopped it.
+    pub stopped: AtomicBool,
+}
+
+impl Progress {
+    /// What acknowledgements need to know of it. `highest` is read first: it may then be too low
+    /// beside `low`, never too high.
+    pub fn sent_state(&self) -> Sent {
+        let highest = RecordIndex::new(self.highest.load(Ordering::Acquire));
+        let low = RecordIndex::new(self.low.load(Ordering::Acquire));
+        Sent { low, highest }
+    }
+
+    fn note_message(&self, message: &Outgoing) {
+        if message.header.kind == Kind::Records {
+            self.sent.fetch_add(message.header.count.into(), Ordering::Relaxed);
+            self.highest.fetch_max(message.header.last.get(), Ordering::AcqRel);
+        }
+    }
+
+    fn note(&self, pipeline: &Pipeline) {
+        self.dropped.store(pipeline.dropped(), Ordering::Relaxed);
+        self.held.store(pipeline.held(), Ordering::Relaxed);
+        self.next.store(pipeline.next_index().get(), Ordering::Relaxed);
+        self.generation.store(pipeline.generation(), Ordering::Relaxed);
+    }
+}
+
+/// What others ask of a worker.
+#[derive(Debug)]
+pub enum Command {
+    /// Send all that policies hold, then say where the stream is.
+    Barrier(Sender<BarrierReply>),
+    /// Ask the policies up to where the MDT may be cleared.
+    ClearUpto {
+        /// Registered readers and their watermarks.
+        readers: Vec<(String, RecordIndex)>,
+        /// What the host would clear.
+        proposed: RecordIndex,
+        /// The answer.
+        reply: Sender<RecordIndex>,
+    },
+}
+
+/// Where a stream is right after a barrier.
+#[derive(Clone, Copy, Debug)]
+pub struct BarrierReply {
+    /// Last sequence sent.
+    pub sequence: u64,
+    /// Everything up to here was sent or dropped, and nothing beyond.
+    pub low: RecordIndex,
+    /// The MDT's history.
+    pub generation: u16,
+}
+
+/// Where a worker's messages go.
+pub enum Output {
+    /// To a broadcast stream's publisher.
+    Broadcast {
+        /// Messages with the number of their MDT.
+        messages: Sender<(usize, Outgoing)>,
+        /// Wakes the publisher.
+        waker: Waker,
+    },
+    /// To the engine, which gives them to the queue's members.
+    Queue {
+        /// What was read, with the number of the MDT.
+        inputs: Sender<QueueInput>,
+        /// Wakes the engine.
+        waker: Waker,
+        /// Lanes of the queue.
+        lanes: u16,
+    },
+}
+
+impl fmt::Debug for Output {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Broadcast { .. } => "Broadcast",
+            Self::Queue { .. } => "Queue",
+        })
+    }
+}
+
+/// Progress of a queue stream on one MDT.
+#[derive(Debug)]
+pub enum QueueInput {
+    /// Batches to give out; then everything up to `low` is known to the queue.
+    Batches(Vec<QueueBatch<Outgoing>>, RecordIndex),
+    /// A gap: to be told to every member.
+    Gap(Outgoing),
+    /// Whether the source has nothing more.
+    AtEnd(bool),
+}
+
+/// The thread's state.
+#[derive(Debug)]
+pub struct Worker {
+    /// Number of the MDT.
+    pub mdt_at: usize,
+    /// Its name.
+    pub mdt: MdtName,
+    /// Name of the stream.
+    pub stream: String,
+    /// What it runs.
+    pub pipeline: Pipeline,
+    /// Where messages go.
+    pub output: Output,
+    /// What others may know.
+    pub progress: Arc<Progress>,
+    /// What others ask.
+    pub commands: Receiver<Command>,
+    /// Wakes this thread.
+    pub waker: Waker,
+    /// Set before the last wake.
+    pub stop: Arc<AtomicBool>,
+}
+
+impl Worker {
+    /// Works until told to stop.
+    pub fn run(&mut self) {
+        let mut told_end = None;
+        self.progress.low.store(self.pipeline.low().get(), Ordering::Release);
+        self.progress.note(&self.pipeline);
+        while !self.stop.load(Ordering::Relaxed) {
+            if !self.obey() {
+                return;
+            }
+            let (on, at_end) = match self.pipeline.poll() {
+                Ok(Poll::Message(message)) => {
+                    told_end = None;
+                    self.send(message);
+                    continue;
+                }
+                Ok(Poll::Moved) => {
+                    self.note_low();
+                    continue;
+                }
+                Ok(Poll::Head { at_end }) => (None, at_end),
+                Ok(Poll::Wait { on, at_end }) => (Some(on), at_end),
+                Err(PipelineError::Source(error)) => {
+                    warn!(mdt = %self.mdt, stream = self.stream, error = chain(&error),
+                        "cannot read the source to catch up, will retry");
+                    (Some(WaitFor::Until(Instant::now() + PAUSE)), false)
+                }
+                Err(error @ PipelineError::Policy(_)) => {
+                    error!(mdt = %self.mdt, stream = self.stream, error = chain(&error),
+                        "a policy failed; the stream stands still until lcapd is restarted");
+                    self.progress.stopped.store(true, Ordering::Relaxed);
+                    (Some(WaitFor::Never), false)
+                }
+            };
+            self.note_low();
+            if told_end != Some(at_end) {
+                told_end = Some(at_end);
+                if let Output::Queue { inputs, waker, .. } = &self.output {
+                    let _ = inputs.send(QueueInput::AtEnd(at_end));
+                    waker.wake();
+                }
+            }
+            let until = self.pipeline.wake_at();
+            let (commands, stop) = (&self.commands, &self.stop);
+            // The log wakes us for records; look at it again after arming the waker.
+            sleep_on(&self.waker, on, until, || {
+                stop.load(Ordering::Relaxed) || !commands.is_empty() || self.pipeline.has_news()
+            });
+        }
+    }
+
+    fn obey(&mut self) -> bool {
+        loop {
+            match self.commands.try_recv() {
+                Ok(Command::Barrier(reply)) => {
+                    if let Err(error) = self.pipeline.flush() {
+                        error!(mdt = %self.mdt, stream = self.stream, error = chain(&error),
+                            "a policy failed");
+                    }
+                    while let Some(message) = self.pipeline.next_ready() {
+                        self.send(message);
+                    }
+                    self.note_low();
+                    let sequence = self.progress.sequence.load(Ordering::Relaxed);
+                    let (low, generation) = (self.pipeline.low(), self.pipeline.generation());
+                    let _ = reply.send(BarrierReply { sequence, low, generation });
+                }
+                Ok(Command::ClearUpto { readers, proposed, reply }) => {
+                    let _ = reply.send(self.pipeline.chain().clear_upto(&readers, proposed));
+                }
+                Err(TryRecvError::Empty) => return true,
+                Err(TryRecvError::Disconnected) => return false,
+            }
+        }
+    }
+
+    /// Says that records were settled without a message.
+    fn note_low(&self) {
+        let low = self.pipeline.low();
+        let before = self.progress.low.swap(low.get(), Ordering::AcqRel);
+        self.progress.note(&self.pipeline);
+        if before != low.get()
+            && let Output::Queue { inputs, waker, .. } = &self.output
+        {
+            let _ = inputs.send(QueueInput::Batches(Vec::new(), low));
+            waker.wake();
+        }
+    }
+
+    fn send(&mut self, mut message: Outgoing) {
+        let low = message.header.low;
+        self.progress.note_message(&message);
+        match &self.output {
+            Output::Broadcast { messages, waker } => {
+                let sequence = self.progress.sequence.load(Ordering::Relaxed) + 1;
+                message.header.sequence = sequence;
+                // Fails only when the daemon stops; what is not sent then was not settled.
+                let _ = messages.send((self.mdt_at, message));
+                waker.wake();
+                self.progress.sequence.store(sequence, Ordering::Release);
+            }
+            Output::Queue { inputs, waker, lanes } => {
+                let input = if message.header.kind == Kind::Gap {
+                    QueueInput::Gap(message)
+                } else {
+                    QueueInput::Batches(split_lanes(message, *lanes), low)
+                };
+                if inputs.is_full() {
+                    // Members are slower than the MDT: the reader is not to wait for them.
+                    self.pipeline.detach();
+                }
+                let _ = inputs.send(input);
+                waker.wake();
+            }
+        }
+        self.progress.low.store(low.get(), Ordering::Release);
+        self.progress.note(&self.pipeline);
+    }
+}
+
+/// Takes a message apart by lane. Without route keys, records go by their target.
+fn split_lanes(message: Outgoing, lanes: u16) -> Vec<QueueBatch<Outgoing>> {
+    let body = message.body.as_slice();
+    let records = || lcap_ffi::record::records(body).map_while(Result::ok);
+    if lanes <= 1 {
+        let indexes = records().map(|record| record.index()).collect();
+        let bytes = body.len();
+        return vec![QueueBatch { lane: 0, indexes, bytes, payload: message }];
+    }
+    let mut parts: Vec<(Vec<RecordIndex>, Vec<u8>)> = vec![Default::default(); lanes.into()];
+    for (at, record) in records().enumerate() {
+        let key = message.routes.get(at).copied().filter(|&key| key != 0).unwrap_or_else(|| {
+            let target = record.source().filter(|fid| !fid.is_zero()).unwrap_or(record.target());
+            target.seq.rotate_left(32) ^ u64::from(target.oid)
+        });
+        let lane = usize::try_from(mix(key) % u64::from(lanes)).unwrap_or(0);
+        if let Some((indexes, bytes)) = parts.get_mut(lane) {
+            indexes.push(record.index());
+            bytes.extend_from_slice(record.as_bytes());
+        }
+    }
+    let with_lane = (0_u16..).zip(parts).filter(|(_, (indexes, _))| !indexes.is_empty());
+    with_lane
+        .map(|(lane, (indexes, bytes))| {
+            let mut header = lcap_wire::Header::for_body(Kind::Records, &bytes);
+            header.lane = lane;
+            header.generation = message.header.generation;
+            header.low = message.header.low;
+            header.first = indexes.iter().min().copied().unwrap_or_default();
+            header.last = indexes.iter().max().copied().unwrap_or_default();
+            header.count = u32::try_from(indexes.len()).unwrap_or(u32::MAX);
+            let (size, read_at) = (bytes.len(), message.read_at);
+            let body = crate::pipeline::Body::Bytes(Arc::new(bytes));
+            let payload = Outgoing { header, body, routes: Vec::new(), read_at };
+            QueueBatch { lane, indexes, bytes: size, payload }
+        })
+        .collect()
+}
+
+/// Spreads keys that differ in few bits (the finaliser of splitmix64).
+fn mix(key: u64) -> u64 {
+    let key = (key ^ (key >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let key = (key ^ (key >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    key ^ (key >> 31)
+}
