@@ -164,10 +164,11 @@ pub struct UtcTime {
 }
 
 impl UtcTime {
-    /// The moment so many seconds after 1970. Record times have 34 bits; more are cut off.
+    /// The moment so many seconds after 1970. Record times have 34 bits; what does not fit into
+    /// 35 becomes the last moment that does.
     pub fn from_seconds(seconds: u64) -> Self {
-        let seconds = seconds & ((1 << 34) - 1);
-        // 34 bits of seconds are less than 200,000 days.
+        let seconds = seconds.min((1 << 35) - 1);
+        // 35 bits of seconds are less than 400,000 days.
         let days = u32::try_from(seconds / 86_400).unwrap_or(0);
         let of_day = u32::try_from(seconds % 86_400).unwrap_or(0);
         // Years that begin on 1 March have their leap day at the end; 400 of them repeat.
@@ -445,7 +446,7 @@ mod tests {
             (4_107_542_399, "2100-02-28 23:59:59"),
             (4_107_542_400, "2100-03-01 00:00:00"),
             ((1 << 34) - 1, "2514-05-30 01:53:03"),
-            (1 << 34, "1970-01-01 00:00:00"),
+            (u64::MAX, "3058-10-26 03:46:07"),
         ] {
             assert_eq!(civil(seconds), want, "{seconds}");
         }
