@@ -6,7 +6,7 @@ pub fn push_dec(out: &mut Vec<u8>, n: u64) {
     push_dec_padded(out, n, 1);
 }
 
-/// Appends `n` in decimal with zeros in front up to `width` digits (at most 20); never cuts.
+/// Appends `n` in decimal with zeros in front up to `width` digits (1 to 20); never cuts.
 pub fn push_dec_padded(out: &mut Vec<u8>, mut n: u64, width: usize) {
     let mut digits = [b'0'; 20];
     let mut at = digits.len();
@@ -56,7 +56,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn numbers_are_as_the_standard_library_prints_them(n in any::<u64>(), shift in 0..64, width in 0usize..21) {
+        fn numbers_are_as_the_standard_library_prints_them(n in any::<u64>(), shift in 0..64, width in 1usize..21) {
             let n = n >> shift;
             prop_assert_eq!(text(|out| push_dec(out, n)), n.to_string());
             prop_assert_eq!(text(|out| push_hex(out, n)), format!("{n:x}"));

@@ -16,6 +16,7 @@ pub mod digits;
 pub mod name;
 pub mod nid;
 pub mod record;
+pub mod repack;
 pub mod text;
 pub mod zmq_frame;
 

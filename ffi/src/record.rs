@@ -223,16 +223,16 @@ impl fmt::Display for RecordType {
 /// One record, borrowed from the buffer that it came in.
 #[derive(Clone, Copy)]
 pub struct Record<'a> {
-    bytes: &'a [u8],
-    head: &'a RecordHead,
-    rename: Option<&'a RenameExt>,
-    jobid: Option<&'a [u8]>,
-    extra_flags: Option<u64>,
-    uidgid: Option<&'a UidGidExt>,
-    nid: Option<&'a [u8]>,
-    open_flags: Option<u32>,
-    xattr: Option<&'a [u8]>,
-    names: &'a [u8],
+    pub(crate) bytes: &'a [u8],
+    pub(crate) head: &'a RecordHead,
+    pub(crate) rename: Option<&'a RenameExt>,
+    pub(crate) jobid: Option<&'a [u8]>,
+    pub(crate) extra_flags: Option<u64>,
+    pub(crate) uidgid: Option<&'a UidGidExt>,
+    pub(crate) nid: Option<&'a [u8]>,
+    pub(crate) open_flags: Option<u32>,
+    pub(crate) xattr: Option<&'a [u8]>,
+    pub(crate) names: &'a [u8],
 }
 
 /// Bytes before the name area, as the two flag words say.
@@ -504,3 +504,6 @@ impl fmt::Debug for Record<'_> {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;
