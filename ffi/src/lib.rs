@@ -1,8 +1,11 @@
 //! Every layout shared with another compiler, and every foreign call.
 //!
+//! * [`digits`]: numbers as text.
 //! * [`name`]: typed names and numbers: [`MdtName`], [`RecordIndex`], [`Fid`].
 //! * [`record`]: the kernel's packed changelog record, borrowed from the buffer it came in.
+//! * [`nid`]: network addresses of clients.
 //! * [`text`]: one record as `lfs changelog` prints it.
+//! * [`repack`]: records in the shapes that liblustreapi gives them.
 //! * [`llapi`]: liblustreapi, opened at run time.
 //! * [`policy`]: the table that a policy library exports (`include/lcap_policy.h`).
 //! * [`poll`]: waiting for descriptors by number.
@@ -10,10 +13,17 @@
 //!
 //! No other crate describes a foreign layout; those above this one see safe types only.
 
+pub mod digits;
 pub mod name;
+pub mod nid;
 pub mod poll;
 pub mod record;
+pub mod repack;
+pub mod text;
 pub mod zmq_frame;
+
+#[cfg(test)]
+mod sample;
 
 pub use name::{BadMdtName, Fid, MdtName, RecordIndex};
 pub use record::{Record, RecordError, RecordType};

@@ -175,7 +175,16 @@ mod tests {
             assert_eq!(text.parse(), Ok(fid));
         }
         assert_eq!("0x1:0x2:0x3".parse(), Ok(Fid { seq: 1, oid: 2, ver: 3 }));
-        for bad in ["", "[", "[]", "[0x1:0x2]", "[0x1:0x2:0x3:0x4]", "[0x1:0x2:0x3", "[0x1:0x100000000:0x0]", "[+1:0x0:0x0]"] {
+        for bad in [
+            "",
+            "[",
+            "[]",
+            "[0x1:0x2]",
+            "[0x1:0x2:0x3:0x4]",
+            "[0x1:0x2:0x3",
+            "[0x1:0x100000000:0x0]",
+            "[+1:0x0:0x0]",
+        ] {
             assert_eq!(bad.parse::<Fid>(), Err(BadFid), "{bad:?}");
         }
     }

@@ -11,6 +11,7 @@ use zerocopy::native_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::name::{Fid, RecordIndex};
+pub use crate::nid::Nid;
 
 /// `cr_flags`: base format.
 pub const CLF_VERSION: u16 = 0x1000;
@@ -34,13 +35,20 @@ pub const CLFE_XATTR: u64 = 0x08;
 /// `cr_extra_flags`: the NID area holds a big-endian `struct lnet_nid`. Adds no bytes.
 pub const CLFE_NID_BE: u64 = 0x10;
 
+/// Every format bit of `cr_flags` that has a meaning.
+pub const CLF_SUPPORTED: u16 = CLF_VERSION | CLF_RENAME | CLF_JOBID | CLF_EXTRA_FLAGS;
+/// Every bit of `cr_extra_flags` that has a meaning.
+pub const CLFE_SUPPORTED: u64 = CLFE_UIDGID | CLFE_NID | CLFE_OPEN | CLFE_XATTR | CLFE_NID_BE;
+
 /// Largest record that a client's buffer must hold (`CR_MAXSIZE` since Lustre 2.11).
 pub const MAX_RECORD_BYTES: usize = 952;
+/// Longest name of a directory entry.
+pub const NAME_MAX: usize = 255;
 /// Size of the fixed head.
 pub const HEAD_BYTES: usize = size_of::<RecordHead>();
 
 /// A FID as it lies in a record.
-#[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct RawFid {
     seq: U64,
@@ -61,7 +69,7 @@ impl From<Fid> for RawFid {
 }
 
 /// Fixed head of a record. Integers are in the byte order of the client that read it.
-#[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct RecordHead {
     /// Bytes of the name area.
@@ -83,7 +91,7 @@ pub struct RecordHead {
 }
 
 /// `struct changelog_ext_rename`.
-#[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct RenameExt {
     /// The object that moved.
@@ -93,7 +101,7 @@ pub struct RenameExt {
 }
 
 /// `struct changelog_ext_uidgid`.
-#[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct UidGidExt {
     /// User id.
@@ -152,8 +160,8 @@ pub struct RecordType(pub u32);
 /// Names by number, as `changelog_type2str()` gives them.
 const TYPE_NAMES: [&str; 25] = [
     "MARK", "CREAT", "MKDIR", "HLINK", "SLINK", "MKNOD", "UNLNK", "RMDIR", "RENME", "RNMTO",
-    "OPEN", "CLOSE", "LYOUT", "TRUNC", "SATTR", "XATTR", "HSM", "MTIME", "CTIME", "ATIME",
-    "MIGRT", "FLRW", "RESYNC", "GXATR", "NOPEN",
+    "OPEN", "CLOSE", "LYOUT", "TRUNC", "SATTR", "XATTR", "HSM", "MTIME", "CTIME", "ATIME", "MIGRT",
+    "FLRW", "RESYNC", "GXATR", "NOPEN",
 ];
 
 #[allow(missing_docs)] // the names say it
@@ -212,28 +220,19 @@ impl fmt::Display for RecordType {
     }
 }
 
-/// Which NID layout a record carries.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Nid {
-    /// `lnet_nid_t`: address, network number and type in one host-order number.
-    Small(u64),
-    /// The 20 bytes of a big-endian `struct lnet_nid`.
-    Large([u8; 20]),
-}
-
 /// One record, borrowed from the buffer that it came in.
 #[derive(Clone, Copy)]
 pub struct Record<'a> {
-    bytes: &'a [u8],
-    head: &'a RecordHead,
-    rename: Option<&'a RenameExt>,
-    jobid: Option<&'a [u8]>,
-    extra_flags: Option<u64>,
-    uidgid: Option<&'a UidGidExt>,
-    nid: Option<&'a [u8]>,
-    open_flags: Option<u32>,
-    xattr: Option<&'a [u8]>,
-    names: &'a [u8],
+    pub(crate) bytes: &'a [u8],
+    pub(crate) head: &'a RecordHead,
+    pub(crate) rename: Option<&'a RenameExt>,
+    pub(crate) jobid: Option<&'a [u8]>,
+    pub(crate) extra_flags: Option<u64>,
+    pub(crate) uidgid: Option<&'a UidGidExt>,
+    pub(crate) nid: Option<&'a [u8]>,
+    pub(crate) open_flags: Option<u32>,
+    pub(crate) xattr: Option<&'a [u8]>,
+    pub(crate) names: &'a [u8],
 }
 
 /// Bytes before the name area, as the two flag words say.
@@ -505,3 +504,6 @@ impl fmt::Debug for Record<'_> {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

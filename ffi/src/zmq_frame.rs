@@ -19,7 +19,11 @@ unsafe extern "C" fn release(_data: *mut c_void, hint: *mut c_void) {
 ///
 /// # Errors
 /// `EAGAIN` with `zmq::DONTWAIT`, when the peer's queue is full; what `zmq_msg_send` gives otherwise.
-pub fn send_shared(socket: &mut zmq::Socket, bytes: SharedBytes, flags: i32) -> Result<(), zmq::Error> {
+pub fn send_shared(
+    socket: &mut zmq::Socket,
+    bytes: SharedBytes,
+    flags: i32,
+) -> Result<(), zmq::Error> {
     let boxed = Box::new(bytes);
     let slice: &[u8] = (**boxed).as_ref();
     let (data, len) = (slice.as_ptr(), slice.len());
@@ -42,7 +46,8 @@ pub fn send_shared(socket: &mut zmq::Socket, bytes: SharedBytes, flags: i32) -> 
         return Err(zmq::Error::ENOMEM);
     }
     // SAFETY: the socket is live (borrowed mutably, so no other thread has it), the message initialised above.
-    let rc = unsafe { zmq_sys::zmq_msg_send(ptr::from_mut(&mut message), socket.as_mut_ptr(), flags) };
+    let rc =
+        unsafe { zmq_sys::zmq_msg_send(ptr::from_mut(&mut message), socket.as_mut_ptr(), flags) };
     if rc >= 0 {
         return Ok(()); // libzmq owns the frame now
     }

@@ -293,7 +293,7 @@ unsafe extern "C" {
 }
 unsafe extern "C" {
     pub fn zmq_msg_get(msg_: *const zmq_msg_t, property_: ::core::ffi::c_int)
-        -> ::core::ffi::c_int;
+    -> ::core::ffi::c_int;
 }
 unsafe extern "C" {
     pub fn zmq_msg_set(
