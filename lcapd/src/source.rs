@@ -3,12 +3,24 @@
 //! A [`SourceUri`] names one; [`Upstream`] is what it stands for: one MDT whose log can be opened
 //! any number of times and cleared. One open log is a [`ChangelogSource`]. Reading never blocks: a
 //! source says what to wait for, and whoever reads waits for that and for its own signals.
+//!
+//! * [`sim`]: generated records; [`replay`]: a recorded [`trace`]. Both are [`emulated`] MDTs: what
+//!   was cleared stays cleared, everything else is served again, also after a restart.
+#![forbid(unsafe_code)]
+
+pub mod emulated;
+pub mod replay;
+pub mod sim;
+pub mod trace;
+pub mod uri;
 
 use std::fmt;
 use std::os::fd::RawFd;
 use std::time::Instant;
 
 use lcap_ffi::RecordIndex;
+
+pub use uri::{BadSourceUri, SourceUri};
 
 /// Read buffers are at least this large: no read may return less than a whole record.
 pub const MIN_READ_BYTES: usize = 64 << 10;
@@ -22,9 +34,13 @@ pub enum ReadOutcome {
     Wait {
         /// What to wait for.
         on: WaitFor,
-        /// No record that exists now is unread.
+        /// Every record that existed when the source was opened, or when
+        /// [`ask_end`](ChangelogSource::ask_end) was last called, has been read.
         at_end: bool,
     },
+    /// The log's end, and this open log will never give more although the MDT may: pause, then
+    /// open another at the next index. (A kernel that cannot follow.)
+    Ended,
 }
 
 /// What a source waits for.
@@ -32,6 +48,8 @@ pub enum ReadOutcome {
 pub enum WaitFor {
     /// The descriptor becoming readable.
     Readable(RawFd),
+    /// The descriptor becoming readable, or a moment, whichever comes first.
+    ReadableUntil(RawFd, Instant),
     /// A moment.
     Until(Instant),
     /// Nothing: there will be no more records in this source's life.
@@ -55,6 +73,9 @@ pub enum SourceError {
     /// A library that is needed at run time is not there.
     #[error("{0}")]
     Library(String),
+    /// A kind of source that this build has not got.
+    #[error("no source of the kind `{0}` in this build")]
+    Unsupported(String),
     /// The bytes are not what they should be.
     #[error("{what}: {problem}")]
     Malformed {
@@ -96,6 +117,11 @@ pub trait ChangelogSource: fmt::Debug + Send {
     /// # Errors
     /// After an error the source is of no more use; open another.
     fn read(&mut self, buf: &mut Vec<u8>) -> Result<ReadOutcome, SourceError>;
+
+    /// Somebody wants to know the present end: from now on `at_end` is true only once every record
+    /// that exists at this moment has been read. Where finding that out costs the MDT something,
+    /// it is done only after this call (and once after opening).
+    fn ask_end(&mut self) {}
 }
 
 /// One MDT's log: opened any number of times, cleared by one.
