@@ -9,64 +9,84 @@ use lcap_ffi::{Record, RecordIndex};
 
 /// Consecutive records of one MDT, byte for byte as the source gave them, in one buffer.
 ///
-/// Invariant: at least one record; `ends` are the records' end offsets; indexes increase.
+/// Invariant: at least one record; `ends` are the records' end offsets, the last one the end of
+/// `bytes`; no record is malformed.
 #[derive(Debug)]
 pub struct Batch {
-    bytes: Vec<u8>,
-    ends: Vec<u32>,
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) ends: Vec<u32>,
     first: RecordIndex,
     last: RecordIndex,
+    ordered: bool,
     read_at: Instant,
     crc: OnceLock<u32>,
 }
 
-/// Why bytes are no batch.
+/// Bytes that are no batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BatchError {
-    /// A record is malformed.
-    #[error("record after index {after}, {offset} bytes into the read: {error}")]
+    /// A record is cut short or lies about its size.
+    #[error("record at byte {at} of the batch, after index {after}: {problem}")]
     Record {
+        /// Offset of the record.
+        at: usize,
         /// The last good index.
         after: RecordIndex,
-        /// Where the bad record begins.
-        offset: usize,
         /// What is wrong with it.
-        error: RecordError,
+        problem: RecordError,
     },
-    /// Indexes do not increase.
-    #[error("index {index} follows index {after}")]
-    Order {
-        /// The index that came.
-        index: RecordIndex,
-        /// The one before it.
-        after: RecordIndex,
-    },
+    /// More bytes than offsets can tell.
+    #[error("batch of {0} bytes; the limit is 4 GiB")]
+    TooLarge(usize),
     /// No record at all.
     #[error("no records")]
     Empty,
 }
 
 impl Batch {
-    /// Takes the bytes of one read, all of whose records come after `after`.
+    /// Finds the records in `bytes`.
     ///
     /// # Errors
-    /// [`BatchError`]; the whole read is refused.
-    pub fn parse(bytes: Vec<u8>, after: RecordIndex) -> Result<Self, BatchError> {
+    /// [`BatchError`] if there are none, or they do not end where `bytes` ends.
+    pub fn parse(bytes: Vec<u8>) -> Result<Self, BatchError> {
+        if u32::try_from(bytes.len()).is_err() {
+            return Err(BatchError::TooLarge(bytes.len()));
+        }
+        // A modern namespace record is some 160 bytes long.
         let mut ends = Vec::with_capacity(bytes.len() / 128 + 1);
-        let (mut at, mut first, mut last) = (0, None, after);
+        let (mut first, mut last) = (RecordIndex::new(u64::MAX), RecordIndex::ZERO);
+        let (mut at, mut ordered, mut after) = (0, true, RecordIndex::ZERO);
         while at < bytes.len() {
             let (size, index) = split_len(&bytes[at..])
-                .map_err(|error| BatchError::Record { after: last, offset: at, error })?;
-            if index <= last {
-                return Err(BatchError::Order { index, after: last });
-            }
+                .map_err(|problem| BatchError::Record { at, after, problem })?;
             at += size;
-            last = index;
-            first.get_or_insert(index);
-            ends.push(u32::try_from(at).map_err(|_| BatchError::Empty)?);
+            ordered &= index > after;
+            after = index;
+            first = first.min(index);
+            last = last.max(index);
+            ends.push(u32::try_from(at).map_err(|_| BatchError::TooLarge(bytes.len()))?);
         }
-        let first = first.ok_or(BatchError::Empty)?;
-        Ok(Self { bytes, ends, first, last, read_at: Instant::now(), crc: OnceLock::new() })
+        if ends.is_empty() {
+            return Err(BatchError::Empty);
+        }
+        let (read_at, crc) = (Instant::now(), OnceLock::new());
+        Ok(Self { bytes, ends, first, last, ordered, read_at, crc })
+    }
+
+    /// A batch of records that are known to be well-formed, from several others.
+    pub(crate) fn from_parts(
+        bytes: Vec<u8>,
+        ends: Vec<u32>,
+        first: RecordIndex,
+        last: RecordIndex,
+    ) -> Self {
+        let (read_at, crc) = (Instant::now(), OnceLock::new());
+        Self { bytes, ends, first, last, ordered: false, read_at, crc }
+    }
+
+    /// Whether indexes increase from record to record, as those of a source must.
+    pub fn is_ordered(&self) -> bool {
+        self.ordered
     }
 
     /// Puts batches that follow each other into one, so that many small ones make one message.
@@ -85,6 +105,7 @@ impl Batch {
             ends,
             first: first.first,
             last: last.last,
+            ordered: parts.iter().all(|part| part.ordered),
             read_at,
             crc: OnceLock::new(),
         })
@@ -92,10 +113,9 @@ impl Batch {
 
     /// The records with index ≥ `from` as a batch of their own; `None` if there are none.
     pub fn tail_from(&self, from: RecordIndex) -> Option<Self> {
-        let skip = (0..self.len()).take_while(|&i| self.index(i) < from).count();
-        let start = self.start(skip);
-        let bytes = self.bytes.get(usize::try_from(start).ok()?..)?.to_vec();
-        let mut tail = Self::parse(bytes, RecordIndex::ZERO).ok()?;
+        let skip = (0..self.len()).take_while(|&nth| self.index(nth) < from).count();
+        let bytes = self.bytes.get(self.start(skip)..)?.to_vec();
+        let mut tail = Self::parse(bytes).ok()?;
         tail.read_at = self.read_at;
         Some(tail)
     }
@@ -145,24 +165,31 @@ impl Batch {
         *self.crc.get_or_init(|| lcap_wire::frame::body_crc(&self.bytes))
     }
 
-    fn start(&self, i: usize) -> u32 {
-        if i == 0 { 0 } else { self.ends[i - 1] }
-    }
-
-    /// Bytes of record `i`, counted from 0.
+    /// Offset at which record `nth` begins; for `len()`, the end.
     ///
     /// # Panics
-    /// If there is no record `i`.
-    pub fn record(&self, i: usize) -> &[u8] {
-        &self.bytes[self.start(i) as usize..self.ends[i] as usize]
+    /// If there are fewer records.
+    #[inline]
+    pub fn start(&self, nth: usize) -> usize {
+        if nth == 0 { 0 } else { self.ends[nth - 1] as usize }
     }
 
-    /// Index of record `i`, counted from 0.
+    /// Bytes of record `nth`, counted from 0.
     ///
     /// # Panics
-    /// If there is no record `i`.
-    pub fn index(&self, i: usize) -> RecordIndex {
-        split_len(self.record(i)).map_or(self.last, |(_, index)| index)
+    /// If there is no such record.
+    #[inline]
+    pub fn record(&self, nth: usize) -> &[u8] {
+        &self.bytes[self.start(nth)..self.ends[nth] as usize]
+    }
+
+    /// Index of record `nth`, counted from 0.
+    ///
+    /// # Panics
+    /// If there is no such record.
+    #[inline]
+    pub fn index(&self, nth: usize) -> RecordIndex {
+        index_of(self.record(nth))
     }
 
     /// Its records, parsed.
@@ -175,4 +202,9 @@ impl AsRef<[u8]> for Batch {
     fn as_ref(&self) -> &[u8] {
         &self.bytes
     }
+}
+
+/// `cr_index` of a whole record.
+pub(crate) fn index_of(record: &[u8]) -> RecordIndex {
+    split_len(record).map_or(RecordIndex::ZERO, |(_, index)| index)
 }

@@ -308,6 +308,11 @@ impl Engine {
         }
     }
 
+    /// Whether there is anything that is not on disk.
+    pub fn is_dirty(&self) -> bool {
+        !self.dirty.changes.is_empty() || self.dirty.in_flight.is_some()
+    }
+
     /// What is to be done since this was called last.
     pub fn take_effects(&mut self) -> Vec<Effect> {
         std::mem::take(&mut self.effects)

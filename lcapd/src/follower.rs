@@ -171,7 +171,7 @@ impl Follower {
                 Ok(Step::Wait { on, at_end: true })
             }
             ReadOutcome::Bytes(_) => {
-                let batch = Batch::parse(trim(buf), RecordIndex::ZERO).map_err(|error| {
+                let batch = Batch::parse(trim(buf)).map_err(|error| {
                     self.mode = Mode::Lost;
                     SourceError::Malformed {
                         what: "catch-up read".to_owned(),

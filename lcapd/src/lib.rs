@@ -1,17 +1,22 @@
 //! The daemon as a library, so that tests can drive its parts.
 //!
-//! Records go `source → reader → log → follower → worker (policies) → publisher or queue → client`,
-//! and acknowledgements come back `client → engine → store → clearer`.
+//! Records go `source → reader → log → follower → pipeline (policies) → worker → publisher or
+//! queue → client`, and acknowledgements come back `client → engine → store → clearer`.
 
 pub mod batch;
-pub mod engine {
-    //! wip
-    pub mod position;
-    pub mod queue;
-    pub mod retention;
-}
+pub mod catch_up;
+pub mod clearer;
+pub mod config;
+pub mod engine;
 pub mod follower;
 pub mod log;
+pub mod pipeline;
+pub mod policy;
+pub mod publisher;
 pub mod reader;
+pub mod server;
 pub mod source;
+pub mod store;
+pub mod supervisor;
 pub mod wake;
+pub mod worker;

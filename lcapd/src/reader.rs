@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use lcap_ffi::{MdtName, RecordIndex};
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use crate::batch::{Batch, BatchError};
 use crate::follower::{REOPEN_PAUSE, sleep_on, trim};
@@ -139,18 +139,20 @@ impl Reader {
     fn append(&self, bytes: Vec<u8>) -> Result<(), SourceError> {
         let (next, _) = self.log.head();
         let n_bytes = bytes.len() as u64;
-        let batch = match Batch::parse(bytes, RecordIndex::ZERO) {
+        let malformed = |problem: String| {
+            let what = format!("records of {}", self.mdt);
+            Err(SourceError::Malformed { what, problem })
+        };
+        let batch = match Batch::parse(bytes) {
+            Ok(batch) if !batch.is_ordered() => return malformed("indexes go back".to_owned()),
             Ok(batch) if batch.last() < next => return Ok(()),
             Ok(batch) if batch.first() < next => match batch.tail_from(next) {
                 Some(tail) => tail,
                 None => return Ok(()),
             },
             Ok(batch) => batch,
-            Err(problem @ BatchError::Order { .. }) => return Err(self.malformed(problem)),
-            Err(problem) => {
-                error!(mdt = %self.mdt, error = %problem, "malformed record from the source");
-                return Err(self.malformed(problem));
-            }
+            Err(BatchError::Empty) => return Ok(()),
+            Err(problem) => return malformed(problem.to_string()),
         };
         self.stats.at_end.store(false, Ordering::Relaxed);
         self.stats.records.fetch_add(batch.len() as u64, Ordering::Relaxed);
@@ -158,10 +160,6 @@ impl Reader {
         self.stats.read_index.store(batch.last().get(), Ordering::Relaxed);
         self.log.push(Entry::Records(Arc::new(batch)), &self.stop);
         Ok(())
-    }
-
-    fn malformed(&self, problem: BatchError) -> SourceError {
-        SourceError::Malformed { what: self.mdt.to_string(), problem: problem.to_string() }
     }
 }
 

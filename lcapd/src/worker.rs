@@ -80,9 +80,24 @@ pub enum Command {
         readers: Vec<(String, RecordIndex)>,
         /// What the host would clear.
         proposed: RecordIndex,
-        /// The answer.
-        reply: Sender<RecordIndex>,
+        /// Takes the answer.
+        answer: Answer,
     },
+}
+
+/// Takes the answer of a policy, on the worker's thread.
+pub struct Answer(Box<dyn FnOnce(RecordIndex) + Send>);
+
+impl From<Box<dyn FnOnce(RecordIndex) + Send>> for Answer {
+    fn from(answer: Box<dyn FnOnce(RecordIndex) + Send>) -> Self {
+        Self(answer)
+    }
+}
+
+impl fmt::Debug for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Answer")
+    }
 }
 
 /// Where a stream is right after a barrier.
@@ -226,8 +241,8 @@ impl Worker {
                     let (low, generation) = (self.pipeline.low(), self.pipeline.generation());
                     let _ = reply.send(BarrierReply { sequence, low, generation });
                 }
-                Ok(Command::ClearUpto { readers, proposed, reply }) => {
-                    let _ = reply.send(self.pipeline.chain().clear_upto(&readers, proposed));
+                Ok(Command::ClearUpto { readers, proposed, answer }) => {
+                    (answer.0)(self.pipeline.chain().clear_upto(&readers, proposed));
                 }
                 Err(TryRecvError::Empty) => return true,
                 Err(TryRecvError::Disconnected) => return false,

@@ -355,6 +355,12 @@ impl Engine {
         self.sessions.get(&number)?.data.as_ref()
     }
 
+    /// Data connections of a queue's members.
+    pub fn member_peers(&self, stream: usize, mdt: usize) -> Vec<Peer> {
+        let here = self.sessions.values().filter(|s| s.stream == stream && s.mdt == mdt);
+        here.filter_map(|session| session.data.clone()).collect()
+    }
+
     /// Stream and MDT of a session, by number.
     pub fn session_place(&self, number: u64) -> Option<(usize, usize)> {
         self.sessions.get(&number).map(|session| (session.stream, session.mdt))

@@ -1,0 +1,567 @@
+//! The engine's thread: control and queue sockets on one side, the engine's effects on the other.
+#![forbid(unsafe_code)]
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender};
+use lcap_ffi::zmq_frame::send_shared;
+use lcap_ffi::{MdtName, RecordIndex};
+use lcap_wire::control::{Event, MAX_MESSAGE_BYTES, Reply, Request};
+use lcap_wire::frame::topic;
+use lcap_wire::{Flags, Header, Kind};
+use tracing::{debug, warn};
+
+use crate::catch_up::{Handle, Item};
+use crate::engine::retention::Now;
+use crate::engine::{Effect, Engine, MdtNow, Peer, WorkerState};
+use crate::log::Gap;
+use crate::pipeline::Outgoing;
+use crate::reader::ReaderStats;
+use crate::store::Change;
+use crate::wake::Waker;
+use crate::worker::{Command, Progress, QueueInput};
+
+/// Requests taken from one socket before the others have their turn.
+const BURST: usize = 64;
+/// Messages sent to one catching-up client before the others have their turn.
+const CATCH_UP_BURST: usize = 16;
+
+/// Results that other threads have for the engine.
+#[derive(Debug)]
+pub enum Outcome {
+    /// Of [`Effect::Commit`].
+    Committed(Result<(), String>),
+    /// Of [`Effect::Clear`].
+    Cleared {
+        /// Number of the MDT.
+        mdt: usize,
+        /// Up to here.
+        upto: RecordIndex,
+        /// Done, or why not.
+        result: Result<(), String>,
+    },
+    /// Of [`Effect::AskPolicy`].
+    PolicyAllows {
+        /// Number of the stream.
+        stream: usize,
+        /// Number of the MDT.
+        mdt: usize,
+        /// What was asked.
+        proposed: RecordIndex,
+        /// The answer.
+        upto: RecordIndex,
+    },
+    /// The reader thread found records gone, or a new history of the MDT.
+    Gap {
+        /// Number of the MDT.
+        mdt: usize,
+        /// What is gone.
+        gap: Gap,
+    },
+}
+
+/// What the server knows of one stream's worker on one MDT.
+#[derive(Debug)]
+pub struct WorkerEnd {
+    /// How far it is.
+    pub progress: Arc<Progress>,
+    /// What is asked of it.
+    pub commands: Sender<Command>,
+    /// Wakes it.
+    pub waker: Waker,
+    /// Of a queue: what it has read.
+    pub inputs: Option<Receiver<QueueInput>>,
+}
+
+/// What the server knows of one MDT.
+#[derive(Debug)]
+pub struct MdtEnd {
+    /// Its name.
+    pub name: MdtName,
+    /// Its reader thread's figures.
+    pub stats: Arc<ReaderStats>,
+    /// Its clearer.
+    pub clears: Sender<RecordIndex>,
+}
+
+/// Starts catch-up threads.
+pub trait CatchUps: Send {
+    /// Starts one.
+    ///
+    /// # Errors
+    /// If there is no thread or policy to be had, as a sentence.
+    fn start(
+        &mut self,
+        session: u64,
+        stream: usize,
+        mdt: usize,
+        from: RecordIndex,
+        follow: bool,
+    ) -> Result<Handle, String>;
+}
+
+/// A session that is served from a catch-up thread.
+struct CatchUpSession {
+    handle: Handle,
+    upto: u64,
+    sequence: u64,
+}
+
+/// The thread's state.
+pub struct Server {
+    /// The rules.
+    pub engine: Engine,
+    /// Control first, then one per queue stream.
+    pub sockets: Vec<zmq::Socket>,
+    /// By MDT.
+    pub mdts: Vec<MdtEnd>,
+    /// By stream and MDT.
+    pub workers: Vec<Vec<WorkerEnd>>,
+    /// Names of the streams.
+    pub stream_names: Vec<String>,
+    /// One life of lcapd.
+    pub epoch: u64,
+    /// Memory that one queue may hold of one MDT.
+    pub queue_limit_bytes: usize,
+    /// Starts catch-up threads.
+    pub catch_ups: Box<dyn CatchUps>,
+    /// Sessions whose catch-up has something.
+    pub ready: Receiver<u64>,
+    /// The store's thread.
+    pub commits: Sender<Vec<Change>>,
+    /// Results of other threads.
+    pub outcomes: Receiver<Outcome>,
+    /// For answers that the engine waits for.
+    pub outcome_sender: Sender<Outcome>,
+    /// Wakes this thread.
+    pub waker: Waker,
+    /// Set before the last wake.
+    pub stop: Arc<AtomicBool>,
+}
+
+impl std::fmt::Debug for Server {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Server").field("engine", &self.engine).finish_non_exhaustive()
+    }
+}
+
+/// A ROUTER socket for control or a queue, not bound yet.
+///
+/// # Errors
+/// What libzmq says.
+pub fn router(context: &zmq::Context, send_limit: i32) -> Result<zmq::Socket, zmq::Error> {
+    let socket = context.socket(zmq::ROUTER)?;
+    // Acknowledgements of the last moments still go out when the daemon stops.
+    socket.set_linger(200)?;
+    socket.set_sndhwm(send_limit)?;
+    socket.set_rcvhwm(1000)?;
+    socket.set_router_mandatory(true)?;
+    socket.set_ipv6(true)?;
+    socket.set_maxmsgsize(i64::try_from(MAX_MESSAGE_BYTES).unwrap_or(i64::MAX))?;
+    Ok(socket)
+}
+
+impl Server {
+    /// Serves until told to stop; what is acknowledged by then is on disk when it returns.
+    pub fn run(&mut self) {
+        let started = Instant::now();
+        let mut catch_ups: HashMap<u64, CatchUpSession> = HashMap::new();
+        let mut ready: BTreeSet<u64> = BTreeSet::new();
+        while !self.stop.load(Ordering::Relaxed) {
+            let now = started.elapsed();
+            self.look_at_threads();
+            let mut busy = self.take_requests(now);
+            busy |= self.take_queue_inputs();
+            self.take_outcomes(now);
+            self.engine.tick(now);
+            self.carry_out(&mut catch_ups, &mut ready);
+            ready.extend(self.ready.try_iter());
+            busy |= self.serve_catch_ups(&mut catch_ups, &mut ready, now);
+            if !busy {
+                self.sleep(started, &ready);
+            }
+        }
+        self.drain(started);
+    }
+
+    /// Waits for the last commit, so that what was acknowledged is not asked for again.
+    fn drain(&mut self, started: Instant) {
+        let deadline = Instant::now() + Duration::from_secs(3);
+        while Instant::now() < deadline {
+            let now = started.elapsed() + Duration::from_secs(1); // whatever is dirty is due
+            self.look_at_threads();
+            self.engine.tick(now);
+            let commits = self.engine.take_effects().into_iter().filter_map(|effect| match effect {
+                Effect::Commit(changes) => Some(changes),
+                _ => None,
+            });
+            for changes in commits {
+                let _ = self.commits.send(changes);
+            }
+            if !self.engine.is_dirty() {
+                return;
+            }
+            match self.outcomes.recv_deadline(deadline) {
+                Ok(Outcome::Committed(result)) => self.engine.committed(result, now),
+                Ok(_) => {}
+                Err(_) => break,
+            }
+        }
+        warn!("stopped before all state was written; clients will see some records again");
+    }
+
+    fn look_at_threads(&mut self) {
+        for (at, mdt) in self.mdts.iter().enumerate() {
+            let stats = &mdt.stats;
+            let now = MdtNow {
+                read_index: RecordIndex::new(stats.read_index.load(Ordering::Relaxed)),
+                records: stats.records.load(Ordering::Relaxed),
+                gaps: stats.gaps.load(Ordering::Relaxed),
+                at_end: stats.at_end.load(Ordering::Relaxed),
+                trouble: stats.trouble(),
+            };
+            self.engine.note_mdt(at, now);
+        }
+        for (stream, workers) in self.workers.iter().enumerate() {
+            for (mdt, worker) in workers.iter().enumerate() {
+                let progress = &worker.progress;
+                let state = WorkerState {
+                    sent_records: progress.sent.load(Ordering::Relaxed),
+                    dropped: progress.dropped.load(Ordering::Relaxed),
+                    held: progress.held.load(Ordering::Relaxed),
+                    sequence: progress.sequence.load(Ordering::Acquire),
+                    sent: progress.sent_state(),
+                    stopped: progress.stopped.load(Ordering::Relaxed),
+                };
+                self.engine.note_worker(stream, mdt, state);
+            }
+        }
+    }
+
+    /// True if a socket may have more.
+    fn take_requests(&mut self, now: Now) -> bool {
+        let mut more = false;
+        for socket in 0..self.sockets.len() {
+            let mut taken = 0;
+            while taken < BURST
+                && let Ok(frames) = self.sockets[socket].recv_multipart(zmq::DONTWAIT)
+            {
+                self.take_request(socket, frames, now);
+                taken += 1;
+            }
+            more |= taken == BURST;
+        }
+        more
+    }
+
+    fn take_request(&mut self, socket: usize, mut frames: Vec<Vec<u8>>, now: Now) {
+        let delimiter = frames.len() == 3 && frames[1].is_empty();
+        if delimiter {
+            frames.remove(1);
+        }
+        let Ok([identity, body]) = <[Vec<u8>; 2]>::try_from(frames) else {
+            debug!("control message with the wrong number of frames, ignored");
+            return;
+        };
+        let peer = Peer { socket, identity, delimiter };
+        match serde_json::from_slice::<Request>(&body) {
+            Ok(request) => self.engine.request(&peer, request, now),
+            Err(error) => {
+                // An id may still be readable, so that the client can match the answer.
+                let value: Option<serde_json::Value> = serde_json::from_slice(&body).ok();
+                let id = value.and_then(|value| value.get("id")?.as_u64());
+                let reply = Reply::error(id, libc::EINVAL, format!("malformed request: {error}"));
+                self.send_control(&peer, &reply.encode());
+            }
+        }
+    }
+
+    /// True if there may be more.
+    fn take_queue_inputs(&mut self) -> bool {
+        let mut more = false;
+        for stream in 0..self.workers.len() {
+            for mdt in 0..self.workers[stream].len() {
+                while self.engine.queue_bytes(stream, mdt) < self.queue_limit_bytes {
+                    let worker = &self.workers[stream][mdt];
+                    let Some(Ok(input)) = worker.inputs.as_ref().map(Receiver::try_recv) else {
+                        break;
+                    };
+                    more = true;
+                    match input {
+                        QueueInput::Batches(batches, low) => {
+                            self.engine.queue_input(stream, mdt, batches, low);
+                        }
+                        QueueInput::Gap(gap) => self.tell_members(stream, mdt, &gap),
+                        QueueInput::AtEnd(at_end) => self.engine.queue_at_end(stream, mdt, at_end),
+                    }
+                }
+            }
+        }
+        more
+    }
+
+    fn take_outcomes(&mut self, now: Now) {
+        while let Ok(outcome) = self.outcomes.try_recv() {
+            match outcome {
+                Outcome::Committed(result) => self.engine.committed(result, now),
+                Outcome::Cleared { mdt, upto, result } => {
+                    self.engine.cleared(mdt, upto, result, now);
+                }
+                Outcome::PolicyAllows { stream, mdt, proposed, upto } => {
+                    self.engine.policy_allows(stream, mdt, proposed, upto, now);
+                }
+                Outcome::Gap { mdt, gap } => self.engine.note_gap(mdt, gap, now),
+            }
+        }
+    }
+
+    fn carry_out(
+        &mut self,
+        catch_ups: &mut HashMap<u64, CatchUpSession>,
+        ready: &mut BTreeSet<u64>,
+    ) {
+        for effect in self.engine.take_effects() {
+            match effect {
+                Effect::Send(peer, bytes) => self.send_control(&peer, &bytes),
+                Effect::StartCatchUp { session, stream, mdt, from, follow } => {
+                    match self.catch_ups.start(session, stream, mdt, from, follow) {
+                        Ok(handle) => {
+                            let entry = CatchUpSession { handle, upto: 0, sequence: 0 };
+                            catch_ups.insert(session, entry);
+                        }
+                        Err(error) => {
+                            if let Some(peer) = self.engine.data_peer(session).cloned() {
+                                let lost = Event::Lost { session, errno: libc::EAGAIN, error };
+                                self.send_control(&peer, &lost.encode());
+                            }
+                        }
+                    }
+                }
+                Effect::Credit { session, upto } => {
+                    if let Some(entry) = catch_ups.get_mut(&session) {
+                        entry.upto = entry.upto.max(upto);
+                        ready.insert(session);
+                    }
+                }
+                Effect::EndSession(session) => {
+                    catch_ups.remove(&session);
+                }
+                Effect::Dispatch { peer, stream, mdt, batch, sequence, redelivered } => {
+                    self.send_batch(&peer, stream, mdt, batch, sequence, redelivered);
+                }
+                Effect::Commit(changes) => {
+                    let _ = self.commits.send(changes);
+                }
+                Effect::Clear { mdt, upto } => {
+                    let _ = self.mdts[mdt].clears.send(upto);
+                }
+                Effect::AskPolicy { stream, mdt, readers, proposed } => {
+                    self.ask_policy(stream, mdt, readers, proposed);
+                }
+            }
+        }
+    }
+
+    /// The answer comes back as an outcome, so that a slow policy holds up nothing here.
+    fn ask_policy(
+        &mut self,
+        stream: usize,
+        mdt: usize,
+        readers: Vec<(String, RecordIndex)>,
+        proposed: RecordIndex,
+    ) {
+        let worker = &self.workers[stream][mdt];
+        let (outcomes, waker) = (self.outcome_sender.clone(), self.waker.clone());
+        let answer: Box<dyn FnOnce(RecordIndex) + Send> = Box::new(move |upto| {
+            let _ = outcomes.send(Outcome::PolicyAllows { stream, mdt, proposed, upto });
+            waker.wake();
+        });
+        let _ = worker.commands.send(Command::ClearUpto { readers, proposed, answer: answer.into() });
+        worker.waker.wake();
+    }
+
+    fn serve_catch_ups(
+        &mut self,
+        catch_ups: &mut HashMap<u64, CatchUpSession>,
+        ready: &mut BTreeSet<u64>,
+        now: Now,
+    ) -> bool {
+        let mut more = false;
+        for session in std::mem::take(ready) {
+            let Some(entry) = catch_ups.get_mut(&session) else { continue };
+            let mut sent = 0;
+            while entry.sequence < entry.upto {
+                if sent == CATCH_UP_BURST {
+                    ready.insert(session);
+                    more = true;
+                    break;
+                }
+                let Ok(item) = entry.handle.items.try_recv() else { break };
+                entry.handle.wake();
+                sent += 1;
+                if !self.send_item(session, entry, item, now) {
+                    break;
+                }
+            }
+        }
+        more
+    }
+
+    fn send_item(
+        &mut self,
+        session: u64,
+        entry: &mut CatchUpSession,
+        item: Item,
+        now: Now,
+    ) -> bool {
+        let Some(peer) = self.engine.data_peer(session).cloned() else { return false };
+        match item {
+            Item::Message(message) => {
+                entry.sequence += 1;
+                let Some((stream, mdt)) = self.engine.session_place(session) else { return false };
+                let header = Header {
+                    flags: message.header.flags.with(Flags::CATCH_UP),
+                    sequence: entry.sequence,
+                    ..message.header.clone()
+                };
+                let (low, last) = (header.low, header.last);
+                if self.send_data(&peer, stream, mdt, header, message.body.share()).is_err() {
+                    self.engine.lose_session(session, libc::ENOBUFS, "cannot send to client", now);
+                    return false;
+                }
+                if message.header.kind == Kind::Records {
+                    self.engine.note_catch_up(session, low, last);
+                }
+                true
+            }
+            Item::Live { sequence, low } => {
+                let live = Event::Live { session, sequence, low: low.get() };
+                self.send_control(&peer, &live.encode());
+                false
+            }
+            Item::End { low } => {
+                let end = Event::End { session, low: low.get() };
+                self.send_control(&peer, &end.encode());
+                false
+            }
+            Item::Failed(why) => {
+                self.engine.lose_session(session, libc::ESTALE, &why, now);
+                false
+            }
+        }
+    }
+
+    fn send_batch(
+        &mut self,
+        peer: &Peer,
+        stream: usize,
+        mdt: usize,
+        batch: u64,
+        sequence: u64,
+        redelivered: bool,
+    ) {
+        let Some((batch, open)) = self.engine.queue_batch(stream, mdt, batch) else { return };
+        let message = &batch.payload;
+        let mut header = Header { sequence, lane: batch.lane, ..message.header.clone() };
+        let body = if open.len() == batch.indexes.len() {
+            message.body.share()
+        } else {
+            let rest = open_records(message, open);
+            header.count = u32::try_from(open.len()).unwrap_or(u32::MAX);
+            let body_fields = Header::for_body(Kind::Records, &rest);
+            header.body_bytes = body_fields.body_bytes;
+            header.body_crc = body_fields.body_crc;
+            let indexes = || open.iter().filter_map(|&at| batch.indexes.get(at as usize).copied());
+            header.first = indexes().min().unwrap_or(header.first);
+            header.last = indexes().max().unwrap_or(header.last);
+            Arc::new(rest) as _
+        };
+        if redelivered {
+            header.flags = header.flags.with(Flags::REDELIVERED);
+        }
+        if let Err(error) = self.send_data(peer, stream, mdt, header, body) {
+            // It stays with the member until that is found silent, then goes to another.
+            debug!(%error, "cannot send to a queue member");
+        }
+    }
+
+    fn tell_members(&mut self, stream: usize, mdt: usize, gap: &Outgoing) {
+        for peer in self.engine.member_peers(stream, mdt) {
+            let header = Header { sequence: 0, ..gap.header.clone() };
+            let _ = self.send_data(&peer, stream, mdt, header, gap.body.share());
+        }
+    }
+
+    fn send_data(
+        &mut self,
+        peer: &Peer,
+        stream: usize,
+        mdt: usize,
+        header: Header,
+        body: lcap_ffi::zmq_frame::SharedBytes,
+    ) -> Result<(), zmq::Error> {
+        let topic = topic(&self.stream_names[stream], &self.mdts[mdt].name);
+        let header = Header { epoch: self.epoch, ..header };
+        let socket = &mut self.sockets[peer.socket];
+        // ROUTER decides at the identity frame whether the whole message can go.
+        socket.send(peer.identity.as_slice(), zmq::SNDMORE | zmq::DONTWAIT)?;
+        if peer.delimiter {
+            socket.send(&[][..], zmq::SNDMORE)?;
+        }
+        socket.send(topic.as_slice(), zmq::SNDMORE)?;
+        socket.send(header.encode().as_slice(), zmq::SNDMORE)?;
+        send_shared(socket, body, 0)
+    }
+
+    fn send_control(&mut self, peer: &Peer, bytes: &[u8]) {
+        let socket = &mut self.sockets[peer.socket];
+        let sent = socket.send(peer.identity.as_slice(), zmq::SNDMORE | zmq::DONTWAIT);
+        let sent = sent.and_then(|()| {
+            if peer.delimiter {
+                socket.send(&[][..], zmq::SNDMORE)?;
+            }
+            socket.send(bytes, 0)
+        });
+        if let Err(error) = sent {
+            debug!(%error, "client is gone or does not read; its session will expire");
+        }
+    }
+
+    fn sleep(&mut self, started: Instant, ready: &BTreeSet<u64>) {
+        self.waker.falling_asleep();
+        let inputs = self.workers.iter().enumerate().flat_map(|(stream, workers)| {
+            workers.iter().enumerate().map(move |(mdt, worker)| (stream, mdt, worker))
+        });
+        let mut inputs = inputs.filter(|(_, _, worker)| {
+            worker.inputs.as_ref().is_some_and(|inputs| !inputs.is_empty())
+        });
+        let work = !self.ready.is_empty()
+            || !self.outcomes.is_empty()
+            || !ready.is_empty()
+            || self.stop.load(Ordering::Relaxed)
+            || inputs.any(|(stream, mdt, _)| {
+                self.engine.queue_bytes(stream, mdt) < self.queue_limit_bytes
+            });
+        if !work {
+            let now = started.elapsed();
+            let wait = self.engine.wake_at(now).saturating_sub(now);
+            let wait = i64::try_from(wait.as_millis()).unwrap_or(1000) + 1;
+            let mut items: Vec<zmq::PollItem<'_>> =
+                self.sockets.iter().map(|socket| socket.as_poll_item(zmq::POLLIN)).collect();
+            items.push(zmq::PollItem::from_fd(self.waker.raw_fd(), zmq::POLLIN));
+            let _ = zmq::poll(&mut items, wait); // EINTR: look again
+        }
+        self.waker.awake();
+    }
+}
+
+/// The records of a message that are not acknowledged, back to back.
+fn open_records(message: &Outgoing, open: &[u32]) -> Vec<u8> {
+    let records: Vec<_> =
+        lcap_ffi::record::records(message.body.as_slice()).map_while(Result::ok).collect();
+    let open = open.iter().filter_map(|&at| records.get(at as usize));
+    open.flat_map(|record| record.as_bytes().iter().copied()).collect()
+}
