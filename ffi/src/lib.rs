@@ -10,7 +10,9 @@
 //! No other crate describes a foreign layout; those above this one see safe types only.
 
 pub mod name;
+pub mod policy;
 pub mod record;
+#[cfg(feature = "zmq")]
 pub mod zmq_frame;
 
 pub use name::{BadMdtName, Fid, MdtName, RecordIndex};
