@@ -20,6 +20,8 @@ pub mod poll;
 pub mod record;
 pub mod repack;
 pub mod text;
+pub mod policy;
+#[cfg(feature = "zmq")]
 pub mod zmq_frame;
 
 #[cfg(test)]

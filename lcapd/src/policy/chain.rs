@@ -1,0 +1,767 @@
+//! A stream's modules at work, one after another.
+//!
+//! Records are numbered when they are pushed. Each module's tokens are tied to those numbers from
+//! end to end, so a pushed record is settled only when some module dropped it, or when it, or a record
+//! that stands for it, came out at the end. Until then its bytes are kept: a module that fails is
+//! taken out without losing anything, and a chain that is replaced hands over what it held.
+#![forbid(unsafe_code)]
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use lcap_ffi::record::split_len;
+use lcap_ffi::{MdtName, RecordIndex};
+use serde::Serialize;
+use tracing::error;
+
+use super::output::{ChainOutput, Part};
+use super::window::Window;
+use super::{CallWatch, Fault, Instance, Module, Nanos, OnError, PolicyConfig, PolicyError};
+use crate::batch::{Batch, index_of};
+
+/// A module that wants to be called again at once is called again after this time.
+const MIN_WAKE_NS: u64 = 1_000_000;
+/// Memory that held records may pin without being copied together.
+const PINNED_SLACK_BYTES: usize = 1 << 20;
+/// Beyond the slack: pinned bytes per byte of held records before they are copied together.
+const PINNED_FACTOR: usize = 4;
+
+/// A chain of modules, for one MDT of a stream, or for all of them if a module is shared.
+#[derive(Debug)]
+pub struct Chain {
+    stages: Vec<Stage>,
+    mdts: Vec<MdtLog>,
+    /// What has passed the last module since the last pull.
+    ready: Vec<Slot>,
+    /// Nothing works any more: a module with `on_error = "stop"` failed.
+    stopped: Option<(String, Fault)>,
+    watch: Arc<CallWatch>,
+    /// The latest `now`: modules never see it go back.
+    now: Nanos,
+    dropped: u64,
+    held_bytes: usize,
+    pinned_bytes: usize,
+}
+
+/// One module of the chain.
+#[derive(Debug)]
+struct Stage {
+    instance: Instance,
+    config: PolicyConfig,
+    /// Undecided tokens.
+    slots: Window<Slot>,
+    /// First token of each enqueue and when it was, for `max_hold`.
+    ages: VecDeque<(u64, Nanos)>,
+    wake_at: Option<Nanos>,
+    fault: Option<Fault>,
+    n_in: u64,
+    n_emitted: u64,
+    n_dropped: u64,
+    n_merged: u64,
+}
+
+/// A record on its way through the chain.
+#[derive(Debug)]
+struct Slot {
+    mdt: u32,
+    route: u64,
+    body: Body,
+}
+
+#[derive(Debug)]
+enum Body {
+    /// As it was pushed: its number in its MDT's log.
+    Source(u64),
+    /// A module's own.
+    Made(Box<Made>),
+}
+
+#[derive(Debug)]
+struct Made {
+    record: Box<[u8]>,
+    /// Numbers of the pushed records that it stands for.
+    sources: Vec<u64>,
+}
+
+/// The pushed records of one MDT that are not settled.
+#[derive(Debug)]
+struct MdtLog {
+    name: MdtName,
+    sources: Window<Source>,
+    buffers: Window<Buffer>,
+    /// Highest index pushed.
+    last: RecordIndex,
+    /// As of the last pull.
+    low: RecordIndex,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Source {
+    buffer: u64,
+    nth: u32,
+}
+
+/// A batch of which some records are not settled.
+#[derive(Debug)]
+struct Buffer {
+    batch: Arc<Batch>,
+    n_live: usize,
+    live_bytes: usize,
+    /// With fewer live bytes than this the batch is not worth its memory.
+    move_below: usize,
+}
+
+impl Buffer {
+    fn new(batch: Arc<Batch>) -> Self {
+        let (n_live, live_bytes) = (batch.len(), batch.bytes.len());
+        Self { batch, n_live, live_bytes, move_below: live_bytes / PINNED_FACTOR }
+    }
+}
+
+/// What a replaced chain had not settled, for [`Chain::adopt`].
+#[derive(Debug, Default)]
+pub struct Held {
+    /// MDT, records in their original order and form.
+    pub batches: Vec<(MdtName, Arc<Batch>)>,
+    /// Per MDT: highest index pushed, and low.
+    marks: Vec<(MdtName, RecordIndex, RecordIndex)>,
+}
+
+/// Whether a module is at work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ModuleState {
+    /// It is.
+    Active,
+    /// It failed and is skipped.
+    Bypassed,
+    /// It failed, and the stream with it.
+    Failed,
+}
+
+/// Figures of one module of a chain: `records_in = emitted + dropped + merged + held`.
+#[derive(Clone, Debug, Serialize)]
+pub struct ModuleStats {
+    /// Its name.
+    pub module: String,
+    /// Its version.
+    pub version: String,
+    /// Whether it is at work.
+    pub state: ModuleState,
+    /// What it did, if it is not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fault: Option<String>,
+    /// Records that it was given.
+    pub records_in: u64,
+    /// Records that it gave.
+    pub emitted: u64,
+    /// Records that it dropped.
+    pub dropped: u64,
+    /// Records that went into others of its making, less those.
+    pub merged: u64,
+    /// Records that it holds.
+    pub held: u64,
+    /// Time spent in it.
+    pub busy_ns: u64,
+    /// Calls into it.
+    pub calls: u64,
+    /// Its own figures.
+    #[serde(skip_serializing_if = "serde_json::Value::is_null")]
+    pub own: serde_json::Value,
+}
+
+impl Chain {
+    /// A chain for one MDT.
+    ///
+    /// # Errors
+    /// If an option is wrong or a module's `create` fails.
+    pub fn new(
+        modules: &[(Arc<Module>, PolicyConfig)],
+        mdt: &MdtName,
+    ) -> Result<Self, PolicyError> {
+        Self::for_mdts(modules, std::slice::from_ref(mdt))
+    }
+
+    /// A chain for several MDTs, on one thread: what a shared module needs ([`Module::is_shared`]).
+    /// MDTs are told apart by their place in `mdts`.
+    ///
+    /// # Errors
+    /// If an option is wrong or a module's `create` fails.
+    pub fn for_mdts(
+        modules: &[(Arc<Module>, PolicyConfig)],
+        mdts: &[MdtName],
+    ) -> Result<Self, PolicyError> {
+        let watch = Arc::new(CallWatch::default());
+        let stages = modules.iter().enumerate().map(|(nth, (module, config))| {
+            Ok(Stage {
+                instance: Instance::create(module, config, mdts, nth, &watch)?,
+                config: config.clone(),
+                slots: Window::new(1),
+                ages: VecDeque::new(),
+                wake_at: None,
+                fault: None,
+                n_in: 0,
+                n_emitted: 0,
+                n_dropped: 0,
+                n_merged: 0,
+            })
+        });
+        let mdts = mdts.iter().map(|name| MdtLog {
+            name: name.clone(),
+            sources: Window::new(0),
+            buffers: Window::new(0),
+            last: RecordIndex::ZERO,
+            low: RecordIndex::ZERO,
+        });
+        Ok(Self {
+            stages: stages.collect::<Result<_, PolicyError>>()?,
+            mdts: mdts.collect(),
+            ready: Vec::new(),
+            stopped: None,
+            watch,
+            now: Nanos(0),
+            dropped: 0,
+            held_bytes: 0,
+            pinned_bytes: 0,
+        })
+    }
+
+    /// No modules: batches may be passed on without the chain.
+    pub fn is_identity(&self) -> bool {
+        self.stages.is_empty()
+    }
+
+    /// For a watchdog on another thread.
+    pub fn watch(&self) -> Arc<CallWatch> {
+        Arc::clone(&self.watch)
+    }
+
+    /// Takes a batch of the (first) MDT.
+    ///
+    /// # Errors
+    /// Only if a module with `on_error = "stop"` has failed.
+    pub fn push(&mut self, batch: &Arc<Batch>, now: Nanos) -> Result<(), PolicyError> {
+        self.push_from(0, batch, now)
+    }
+
+    /// Takes a batch of the MDT with that number; of one that there is not, nothing.
+    ///
+    /// # Errors
+    /// Only if a module with `on_error = "stop"` has failed.
+    pub fn push_from(
+        &mut self,
+        mdt: u32,
+        batch: &Arc<Batch>,
+        now: Nanos,
+    ) -> Result<(), PolicyError> {
+        self.check_stopped()?;
+        self.now = self.now.max(now);
+        let Some(log) = self.mdts.get_mut(mdt as usize) else { return Ok(()) };
+        if batch.is_empty() {
+            return Ok(());
+        }
+        log.last = log.last.max(batch.last());
+        let buffer = log.buffers.push(Buffer::new(Arc::clone(batch)));
+        self.held_bytes += batch.bytes.len();
+        self.pinned_bytes += batch.bytes.len();
+        let mut slots = Vec::with_capacity(batch.len());
+        // A batch has fewer than 2³² records: it has fewer than 2³² bytes.
+        #[allow(clippy::cast_possible_truncation)]
+        let n = batch.len() as u32;
+        for nth in 0..n {
+            let number = log.sources.push(Source { buffer, nth });
+            slots.push(Slot { mdt, route: 0, body: Body::Source(number) });
+        }
+        self.pass(0, slots);
+        self.check_stopped()
+    }
+
+    /// Collects what is ready into `out`, which is cleared first. With `flush` nothing stays held.
+    ///
+    /// # Errors
+    /// If a module with `on_error = "stop"` failed, now or before. `out` is empty then, and
+    /// [`Chain::low`] has not moved.
+    pub fn pull(
+        &mut self,
+        now: Nanos,
+        flush: bool,
+        out: &mut ChainOutput,
+    ) -> Result<(), PolicyError> {
+        out.clear();
+        self.check_stopped()?;
+        self.now = self.now.max(now);
+        for nth in 0..self.stages.len() {
+            self.run(nth, flush);
+            self.check_stopped()?;
+        }
+        for Slot { mdt, route, body } in std::mem::take(&mut self.ready) {
+            match body {
+                Body::Source(number) => self.settle(mdt, number, Some((&mut *out, route))),
+                Body::Made(made) => {
+                    for &number in &made.sources {
+                        self.settle(mdt, number, None);
+                    }
+                    self.dropped += made.sources.len() as u64 - 1;
+                    out.push_bytes(mdt, &made.record, route);
+                }
+            }
+        }
+        out.end_run();
+        for log in &mut self.mdts {
+            log.low = log.first_unsettled().map_or(log.last, RecordIndex::prev);
+        }
+        self.unpin();
+        Ok(())
+    }
+
+    /// Every record of the (first) MDT that was pushed with an index up to this one was emitted or
+    /// dropped when the last pull returned. Zero before that.
+    pub fn low(&self) -> RecordIndex {
+        self.low_of(0)
+    }
+
+    /// The same of the MDT with that number.
+    pub fn low_of(&self, mdt: u32) -> RecordIndex {
+        self.mdts.get(mdt as usize).map_or(RecordIndex::ZERO, |log| log.low)
+    }
+
+    /// Records that are not settled.
+    pub fn held(&self) -> u64 {
+        self.mdts.iter().map(|log| log.sources.len() as u64).sum()
+    }
+
+    /// Memory that they keep alive, as far as it is records. Pull with `flush` if it is too much.
+    pub fn pinned_bytes(&self) -> usize {
+        self.pinned_bytes
+    }
+
+    /// Pushed records that did not come out: dropped, or merged into others.
+    pub fn dropped(&self) -> u64 {
+        self.dropped
+    }
+
+    /// When to pull at the latest, if nothing is pushed before.
+    pub fn wake_at(&self) -> Option<Nanos> {
+        let overdue = |stage: &Stage| stage.overdue_at();
+        let stages = self.stages.iter().filter(|stage| stage.fault.is_none());
+        stages.flat_map(|stage| [stage.wake_at, overdue(stage)]).flatten().min()
+    }
+
+    /// Figures, in the chain's order.
+    pub fn stats(&mut self) -> Vec<ModuleStats> {
+        let stopped = self.stopped.is_some();
+        let stats = self.stages.iter_mut().map(|stage| ModuleStats {
+            module: stage.instance.module.name().to_owned(),
+            version: stage.instance.module.version().to_owned(),
+            state: match (&stage.fault, stopped) {
+                (None, _) => ModuleState::Active,
+                (Some(_), false) => ModuleState::Bypassed,
+                (Some(_), true) => ModuleState::Failed,
+            },
+            fault: stage.fault.as_ref().map(Fault::to_string),
+            records_in: stage.n_in,
+            emitted: stage.n_emitted,
+            dropped: stage.n_dropped,
+            merged: stage.n_merged,
+            held: stage.slots.len() as u64,
+            busy_ns: stage.instance.busy_ns,
+            calls: stage.instance.n_calls,
+            own: if stage.fault.is_none() {
+                stage.instance.stats()
+            } else {
+                serde_json::Value::Null
+            },
+        });
+        stats.collect()
+    }
+
+    /// Up to where the (first) MDT may be cleared as far as this chain goes: `proposed`, or less if a
+    /// module holds back. Without readers a module may allow more, up to [`Chain::low`].
+    pub fn clear_upto(
+        &mut self,
+        readers: &[(String, RecordIndex)],
+        proposed: RecordIndex,
+    ) -> RecordIndex {
+        self.clear_upto_of(0, readers, proposed)
+    }
+
+    /// The same of the MDT with that number.
+    pub fn clear_upto_of(
+        &mut self,
+        mdt: u32,
+        readers: &[(String, RecordIndex)],
+        proposed: RecordIndex,
+    ) -> RecordIndex {
+        let low = self.low_of(mdt);
+        let mut upto = proposed;
+        for nth in 0..self.stages.len() {
+            let stage = &mut self.stages[nth];
+            if stage.fault.is_some() {
+                continue;
+            }
+            match stage.instance.clear(mdt, readers, upto) {
+                Ok(None) => {}
+                Ok(Some(answer)) if readers.is_empty() => upto = answer.min(low.max(proposed)),
+                Ok(Some(answer)) => upto = upto.min(answer),
+                // What it held comes out with the next pull; until then it decides nothing.
+                Err(fault) => self.fail(nth, fault),
+            }
+        }
+        upto
+    }
+
+    /// The (first) MDT issues indexes from `from` on again. To be called when nothing is held.
+    pub fn rewind(&mut self, from: RecordIndex) {
+        if let Some(log) = self.mdts.first_mut() {
+            log.last = log.last.min(from.prev());
+            log.low = log.low.min(from.prev());
+        }
+    }
+
+    /// Ends the chain and gives what was not settled, as it was pushed.
+    pub fn into_held(mut self) -> Held {
+        let mut held = Held::default();
+        for log in &mut self.mdts {
+            held.marks.push((log.name.clone(), log.last, log.low));
+            let batches = log.take_unsettled();
+            held.batches.extend(batches.into_iter().map(|batch| (log.name.clone(), batch)));
+        }
+        held
+    }
+
+    /// Goes on where a replaced chain stopped: pushes what it held and takes over its marks. To be
+    /// called first. MDTs that this chain does not have are left out.
+    ///
+    /// # Errors
+    /// Only if a module with `on_error = "stop"` fails.
+    pub fn adopt(&mut self, held: &Held, now: Nanos) -> Result<(), PolicyError> {
+        let number = |chain: &Self, name: &MdtName| {
+            u32::try_from(chain.mdts.iter().position(|log| log.name == *name)?).ok()
+        };
+        for (name, last, low) in &held.marks {
+            if let Some(log) = self.mdts.iter_mut().find(|log| log.name == *name) {
+                (log.last, log.low) = (*last, *low);
+            }
+        }
+        for (name, batch) in &held.batches {
+            if let Some(mdt) = number(self, name) {
+                self.push_from(mdt, batch, now)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn check_stopped(&self) -> Result<(), PolicyError> {
+        match &self.stopped {
+            None => Ok(()),
+            Some((module, fault)) => {
+                Err(PolicyError::Failed { module: module.clone(), fault: fault.clone() })
+            }
+        }
+    }
+
+    /// Hands records to module `nth`, or to the first one after it that is at work.
+    fn pass(&mut self, nth: usize, mut slots: Vec<Slot>) {
+        if slots.is_empty() {
+            return;
+        }
+        let at_work = (nth..self.stages.len()).find(|&nth| self.stages[nth].fault.is_none());
+        let Some(nth) = at_work else {
+            self.ready.append(&mut slots);
+            return;
+        };
+        let (stage, mdts) = (&mut self.stages[nth], &self.mdts);
+        stage.ages.push_back((stage.slots.next(), self.now));
+        stage.n_in += slots.len() as u64;
+        stage.instance.start_records();
+        for slot in slots {
+            stage.instance.add_record(stage.slots.next(), slot.mdt, slot.record(mdts));
+            stage.slots.push(slot);
+        }
+        if let Err(fault) = stage.instance.enqueue(self.now) {
+            self.fail(nth, fault);
+        }
+    }
+
+    /// Asks module `nth` for all that is ready and passes it on.
+    fn run(&mut self, nth: usize, flush: bool) {
+        let now = self.now;
+        let stage = &mut self.stages[nth];
+        if stage.fault.is_some() || stage.slots.len() == 0 {
+            return;
+        }
+        let overdue = stage.overdue_at().is_some_and(|at| at <= now);
+        let mut wake = u64::MAX;
+        loop {
+            let stage = &mut self.stages[nth];
+            let (n, more) = match stage.instance.dequeue(now, flush || overdue, &mut wake) {
+                Ok(answer) => answer,
+                Err(fault) => return self.fail(nth, fault),
+            };
+            let mut passed_on = Vec::with_capacity(n);
+            let mut settled = Vec::new();
+            let fault = (0..n).find_map(|entry| {
+                stage.apply(entry, &self.mdts, &mut passed_on, &mut settled).err()
+            });
+            for (mdt, number) in settled {
+                self.settle(mdt, number, None);
+                self.dropped += 1;
+            }
+            self.pass(nth + 1, passed_on);
+            if let Some(fault) = fault {
+                return self.fail(nth, fault);
+            }
+            if !more {
+                break;
+            }
+        }
+        let stage = &mut self.stages[nth];
+        stage.forget_ages();
+        let n_kept = stage.slots.len();
+        stage.wake_at = (n_kept > 0 && wake != u64::MAX)
+            .then(|| Nanos(wake.max(now.0.saturating_add(MIN_WAKE_NS))));
+        if n_kept > 0 && (flush || overdue) {
+            self.fail(nth, Fault::Kept(n_kept));
+        }
+    }
+
+    /// Takes module `nth` out of the chain, or stops the chain.
+    fn fail(&mut self, nth: usize, fault: Fault) {
+        let stage = &mut self.stages[nth];
+        let module = stage.instance.module.name().to_owned();
+        let said = stage.instance.last_error().unwrap_or_default();
+        let mdt = self.mdts.first().map(|log| log.name.to_string()).unwrap_or_default();
+        let held = stage.slots.len();
+        stage.fault = Some(fault.clone());
+        stage.wake_at = None;
+        match stage.config.on_error {
+            OnError::Stop => {
+                error!(module, mdt, held, %fault, said, "policy module failed, the stream stops");
+                self.stopped = Some((module, fault));
+            }
+            OnError::Bypass => {
+                error!(
+                    module, mdt, held, %fault, said,
+                    "policy module failed, going on without it; what it held is emitted unchanged"
+                );
+                stage.ages.clear();
+                let held = stage.slots.drain();
+                self.pass(nth + 1, held);
+            }
+        }
+    }
+
+    /// A pushed record is done with; it is emitted first, if there is an output.
+    fn settle(&mut self, mdt: u32, number: u64, out: Option<(&mut ChainOutput, u64)>) {
+        let Some(log) = self.mdts.get_mut(mdt as usize) else { return };
+        let Some(source) = log.sources.take(number) else { return };
+        let Some(buffer) = log.buffers.get_mut(source.buffer) else { return };
+        let nth = source.nth as usize;
+        let size = buffer.batch.record(nth).len();
+        if let Some((out, route)) = out {
+            out.push(mdt, source.buffer, &buffer.batch, nth, route);
+        }
+        buffer.n_live -= 1;
+        buffer.live_bytes -= size;
+        self.held_bytes -= size;
+        if buffer.n_live == 0 {
+            self.pinned_bytes -= buffer.batch.bytes.len();
+            log.buffers.take(source.buffer);
+        }
+    }
+
+    /// Copies held records together if they pin much more memory than they need, and no module has
+    /// pointers to them.
+    fn unpin(&mut self) {
+        if self.pinned_bytes <= PINNED_SLACK_BYTES + PINNED_FACTOR * self.held_bytes {
+            return;
+        }
+        let at_work = |stage: &&Stage| stage.fault.is_none() && stage.slots.len() > 0;
+        let mut holding = self.stages.iter().filter(at_work);
+        if holding.all(|stage| stage.instance.module.keeps_no_pointers()) {
+            self.pinned_bytes = self.mdts.iter_mut().map(MdtLog::copy_together).sum();
+        }
+    }
+}
+
+impl Stage {
+    /// Carries out decision `nth` of the module's last answer. Tokens before a bad one of the same
+    /// decision are carried out, unless the decision makes one record of them.
+    fn apply(
+        &mut self,
+        nth: usize,
+        mdts: &[MdtLog],
+        passed_on: &mut Vec<Slot>,
+        settled: &mut Vec<(u32, u64)>,
+    ) -> Result<(), Fault> {
+        let Self { instance, slots, .. } = self;
+        let decision = instance.decision(nth, slots.len())?;
+        if let Some(record) = decision.record {
+            let tokens: Vec<u64> = decision.tokens.iter().collect();
+            let made = merge(slots, mdts, &tokens, record, decision.route)?;
+            self.n_emitted += 1;
+            self.n_merged += tokens.len() as u64 - 1;
+            passed_on.push(made);
+            return Ok(());
+        }
+        for token in decision.tokens.iter() {
+            let mut slot = slots.take(token).ok_or(Fault::Token(token))?;
+            if decision.emit {
+                self.n_emitted += 1;
+                if decision.route != 0 {
+                    slot.route = decision.route;
+                }
+                passed_on.push(slot);
+            } else {
+                self.n_dropped += 1;
+                match slot.body {
+                    Body::Source(number) => settled.push((slot.mdt, number)),
+                    Body::Made(made) => {
+                        settled.extend(made.sources.iter().map(|&number| (slot.mdt, number)));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// When the oldest held record has been held for as long as it may.
+    fn overdue_at(&self) -> Option<Nanos> {
+        let max_hold = u64::try_from(self.config.max_hold.as_nanos()).unwrap_or(u64::MAX);
+        self.ages.front().map(|(_, since)| Nanos(since.0.saturating_add(max_hold)))
+    }
+
+    /// Forgets when records came that are decided by now.
+    fn forget_ages(&mut self) {
+        let Some((oldest, _)) = self.slots.first() else { return self.ages.clear() };
+        while self.ages.get(1).is_some_and(|(first, _)| *first <= oldest) {
+            self.ages.pop_front();
+        }
+    }
+}
+
+/// Takes the slots of `tokens` and makes one of them, with a record of the module's making.
+fn merge(
+    slots: &mut Window<Slot>,
+    mdts: &[MdtLog],
+    tokens: &[u64],
+    record: &[u8],
+    route: u64,
+) -> Result<Slot, Fault> {
+    let mut sorted = tokens.to_vec();
+    sorted.sort_unstable();
+    if let Some(twice) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
+        return Err(Fault::Token(twice[0]));
+    }
+    let first = tokens.first().copied().unwrap_or(0);
+    let bad = |problem: String| Fault::Record { token: first, problem };
+    let (mut lowest, mut mdt) = (RecordIndex::new(u64::MAX), None);
+    for &token in tokens {
+        let slot = slots.get(token).ok_or(Fault::Token(token))?;
+        lowest = lowest.min(index_of(slot.record(mdts)));
+        if *mdt.get_or_insert(slot.mdt) != slot.mdt {
+            return Err(bad("its tokens are of several MDTs".to_owned()));
+        }
+    }
+    let (size, index) = split_len(record).map_err(|problem| bad(problem.to_string()))?;
+    if size != record.len() {
+        return Err(bad(format!("it has {size} bytes where {} are given", record.len())));
+    }
+    if index != lowest {
+        return Err(bad(format!("its index is {index}, the lowest of its tokens is {lowest}")));
+    }
+    let (mut sources, mut old_route) = (Vec::with_capacity(tokens.len()), 0);
+    for slot in tokens.iter().filter_map(|&token| slots.take(token)) {
+        if old_route == 0 {
+            old_route = slot.route;
+        }
+        match slot.body {
+            Body::Source(number) => sources.push(number),
+            Body::Made(made) => sources.extend(made.sources),
+        }
+    }
+    let route = if route == 0 { old_route } else { route };
+    Ok(Slot {
+        mdt: mdt.unwrap_or(0),
+        route,
+        body: Body::Made(Box::new(Made { record: record.into(), sources })),
+    })
+}
+
+impl Slot {
+    /// The packed record.
+    #[inline]
+    fn record<'a>(&'a self, mdts: &'a [MdtLog]) -> &'a [u8] {
+        match &self.body {
+            // An unsettled record has its buffer, so the default is never used.
+            Body::Source(number) => {
+                mdts.get(self.mdt as usize).and_then(|log| log.record(*number)).unwrap_or_default()
+            }
+            Body::Made(made) => &made.record,
+        }
+    }
+}
+
+impl MdtLog {
+    #[inline]
+    fn record(&self, number: u64) -> Option<&[u8]> {
+        let source = self.sources.get(number)?;
+        Some(self.buffers.get(source.buffer)?.batch.record(source.nth as usize))
+    }
+
+    fn first_unsettled(&self) -> Option<RecordIndex> {
+        let (number, _) = self.sources.first()?;
+        self.record(number).map(index_of)
+    }
+
+    /// Copies the records of mostly settled buffers into one; returns the bytes that
+    /// all buffers have then.
+    fn copy_together(&mut self) -> usize {
+        let (mut bytes, mut ends) = (Vec::new(), Vec::new());
+        let (mut first, mut last) = (RecordIndex::new(u64::MAX), RecordIndex::ZERO);
+        let buffer = self.buffers.next();
+        for source in self.sources.iter_mut() {
+            let Some(from) = self.buffers.get_mut(source.buffer) else { continue };
+            let record = from.batch.record(source.nth as usize);
+            let end = u32::try_from(bytes.len() + record.len());
+            let (Ok(end), Ok(nth)) = (end, u32::try_from(ends.len())) else { break };
+            let mostly_settled = from.move_below > from.live_bytes;
+            if !mostly_settled {
+                continue;
+            }
+            bytes.extend_from_slice(record);
+            ends.push(end);
+            first = first.min(index_of(record));
+            last = last.max(index_of(record));
+            from.n_live -= 1;
+            if from.n_live == 0 {
+                self.buffers.take(source.buffer);
+            }
+            *source = Source { buffer, nth };
+        }
+        if !ends.is_empty() {
+            let batch = Arc::new(Batch::from_parts(bytes, ends, first, last));
+            self.buffers.push(Buffer::new(batch));
+        }
+        self.buffers.iter().map(|(_, buffer)| buffer.batch.bytes.len()).sum()
+    }
+
+    /// Everything that is not settled, as it was pushed and in that order.
+    fn take_unsettled(&mut self) -> Vec<Arc<Batch>> {
+        let mut out = ChainOutput::default();
+        for (_, source) in self.sources.iter() {
+            if let Some(buffer) = self.buffers.get(source.buffer) {
+                out.push(0, source.buffer, &buffer.batch, source.nth as usize, 0);
+            }
+        }
+        out.end_run();
+        let batches = out.parts.iter().filter_map(|part| match part {
+            Part::Whole { batch, .. } => Some(Arc::clone(batch)),
+            // Whole records: they were parsed when they came.
+            Part::Packed { bytes, .. } => {
+                Batch::parse(out.bytes[bytes.clone()].to_vec()).ok().map(Arc::new)
+            }
+        });
+        batches.collect()
+    }
+}
