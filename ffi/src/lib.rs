@@ -3,12 +3,15 @@
 //! * [`name`]: typed names and numbers: [`MdtName`], [`RecordIndex`], [`Fid`].
 //! * [`record`]: the kernel's packed changelog record, borrowed from the buffer it came in.
 //! * [`text`]: one record as `lfs changelog` prints it.
+//! * [`device`]: what the changelog device needs and std lacks.
 //! * [`llapi`]: liblustreapi, opened at run time.
 //! * [`policy`]: the table that a policy library exports (`include/lcap_policy.h`).
 //! * [`zmq_frame`]: frames handed to libzmq without a copy.
 //!
 //! No other crate describes a foreign layout; those above this one see safe types only.
 
+pub mod device;
+pub mod llapi;
 pub mod name;
 pub mod record;
 pub mod zmq_frame;
