@@ -6,6 +6,7 @@
 //! * [`nid`]: network addresses of clients.
 //! * [`text`]: one record as `lfs changelog` prints it.
 //! * [`repack`]: records in the shapes that liblustreapi gives them.
+//! * [`device`]: what the changelog device needs and std lacks.
 //! * [`llapi`]: liblustreapi, opened at run time.
 //! * [`policy`]: the table that a policy library exports (`include/lcap_policy.h`).
 //! * [`poll`]: waiting for descriptors by number.
@@ -14,6 +15,8 @@
 //! No other crate describes a foreign layout; those above this one see safe types only.
 
 pub mod digits;
+pub mod device;
+pub mod llapi;
 pub mod name;
 pub mod nid;
 pub mod poll;

@@ -4,11 +4,15 @@
 //! any number of times and cleared. One open log is a [`ChangelogSource`]. Reading never blocks: a
 //! source says what to wait for, and whoever reads waits for that and for its own signals.
 //!
+//! * [`device`]: the kernel's changelog device; [`llapi`]: the same through liblustreapi.
 //! * [`sim`]: generated records; [`replay`]: a recorded [`trace`]. Both are [`emulated`] MDTs: what
 //!   was cleared stays cleared, everything else is served again, also after a restart.
 #![forbid(unsafe_code)]
 
+pub mod device;
 pub mod emulated;
+mod end;
+pub mod llapi;
 pub mod replay;
 pub mod sim;
 pub mod trace;
@@ -74,7 +78,7 @@ pub enum SourceError {
     #[error("{0}")]
     Library(String),
     /// A kind of source that this build has not got.
-    #[error("no source of the kind `{0}` in this build")]
+    #[error("{0}: relaying from another lcapd is not built yet")]
     Unsupported(String),
     /// The bytes are not what they should be.
     #[error("{what}: {problem}")]

@@ -57,7 +57,8 @@ impl std::fmt::Display for Rate {
 }
 
 impl Rate {
-    /// How long after the start the record with that ordinal (from 0) comes to exist.
+    /// How long after the start the record with that ordinal (from 0) comes to exist; at most
+    /// 584 years.
     pub fn due(self, ordinal: u64) -> Duration {
         let per = u128::from(self.per_1000_seconds);
         nanos((u128::from(ordinal) * 1_000_000_000_000).div_ceil(per))
@@ -295,7 +296,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn a_record_exists_from_its_moment_on(per in 1_u64..5_000_000, ordinal in 0_u64..1 << 40) {
+        fn a_record_exists_from_its_moment_on(per in 1_u64..5_000_000, ordinal in 0_u64..1 << 23) {
             let rate = Rate { per_1000_seconds: per };
             let due = rate.due(ordinal);
             proptest::prop_assert!(rate.n_records(due) > ordinal);

@@ -9,7 +9,9 @@ use std::sync::Arc;
 
 use lcap_ffi::MdtName;
 
+use super::device::DeviceUpstream;
 use super::emulated::Rate;
+use super::llapi::LlapiUpstream;
 use super::replay::{Pace, ReplayUpstream};
 use super::sim::{SimOptions, SimUpstream};
 use super::{SourceError, Upstream};
@@ -63,15 +65,14 @@ impl SourceUri {
         user: Option<&str>,
         state_dir: &Path,
     ) -> Result<Arc<dyn Upstream>, SourceError> {
-        let _ = user;
         Ok(match self {
+            Self::Device(dir) => Arc::new(DeviceUpstream::new(dir, mdt, user)?),
+            Self::Llapi => Arc::new(LlapiUpstream::new(mdt, user)?),
             Self::Replay { path, pace, repeat } => {
                 Arc::new(ReplayUpstream::new(path, *pace, *repeat, mdt, state_dir)?)
             }
             Self::Sim(options) => Arc::new(SimUpstream::new(*options, mdt, state_dir)?),
-            Self::Device(_) | Self::Llapi | Self::Relay { .. } => {
-                return Err(SourceError::Unsupported(self.to_string()));
-            }
+            Self::Relay { .. } => return Err(SourceError::Unsupported(self.to_string())),
         })
     }
 }

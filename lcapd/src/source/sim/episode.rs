@@ -273,11 +273,11 @@ impl Episode {
             47..=53 => self.rename_file(),
             54..=55 => self.rename_dir(),
             56..=60 => self.set_attributes(),
-            61..=62 => self.set_xattr(),
-            63..=67 => self.write(),
-            68..=77 => self.hsm(),
-            78 if self.rng.one_in(4) => self.migrate(),
-            79 if self.rng.one_in(4) => self.resync(),
+            61..=66 => self.set_xattr(),
+            67..=71 => self.write(),
+            72..=81 => self.hsm(),
+            82 if self.rng.one_in(4) => self.migrate(),
+            83 if self.rng.one_in(4) => self.resync(),
             _ => self.unlink(),
         }
     }
