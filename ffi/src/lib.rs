@@ -5,11 +5,13 @@
 //! * [`text`]: one record as `lfs changelog` prints it.
 //! * [`llapi`]: liblustreapi, opened at run time.
 //! * [`policy`]: the table that a policy library exports (`include/lcap_policy.h`).
+//! * [`process`]: environment and signals of the process that a library is a guest in.
 //! * [`zmq_frame`]: frames handed to libzmq without a copy.
 //!
 //! No other crate describes a foreign layout; those above this one see safe types only.
 
 pub mod name;
+pub mod process;
 pub mod record;
 pub mod zmq_frame;
 
