@@ -10,6 +10,7 @@
 //! * [`llapi`]: liblustreapi, opened at run time.
 //! * [`policy`]: the table that a policy library exports (`include/lcap_policy.h`).
 //! * [`poll`]: waiting for descriptors by number.
+//! * [`process`]: environment and signals of the process that a library is a guest in.
 //! * [`zmq_frame`]: frames handed to libzmq without a copy.
 //!
 //! No other crate describes a foreign layout; those above this one see safe types only.
@@ -20,6 +21,7 @@ pub mod llapi;
 pub mod name;
 pub mod nid;
 pub mod poll;
+pub mod process;
 pub mod record;
 pub mod repack;
 pub mod text;

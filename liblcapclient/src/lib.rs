@@ -1,1 +1,35 @@
-//! .
+//! Reads changelog records from lcapd.
+//!
+//! ```text
+//! libzmq ─▶ session ─▶ client (protocol) ─▶ inbox ─▶ api ─▶ the application
+//!    the one background thread                       its own thread
+//! ```
+//!
+//! * [`Builder`] and [`Client`]: records of one MDT.
+//! * [`Control`]: one-shot requests (clear, readers, status).
+//! * [`client`]: the protocol without sockets; [`place`]: what was had; [`ack`]: what may be
+//!   acknowledged; [`batch`]: a message, record by record.
+//!
+//! The C library is the package in `capi/`, the preload library the one in `preload/`.
+#![forbid(unsafe_code)]
+
+pub mod ack;
+mod api;
+pub mod batch;
+pub mod client;
+mod control;
+pub mod endpoint;
+mod error;
+mod inbox;
+mod keys;
+mod log;
+pub mod place;
+mod session;
+#[cfg(test)]
+mod testing;
+
+pub use api::{Builder, Client, DEFAULT_TIMEOUT, DEFAULT_URI, Options, Stats};
+pub use control::Control;
+pub use error::ClientError;
+pub use inbox::{Body, ReceivedBatch};
+pub use keys::Keys;
