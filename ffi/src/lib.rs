@@ -15,17 +15,17 @@
 //!
 //! No other crate describes a foreign layout; those above this one see safe types only.
 
-pub mod digits;
 pub mod device;
+pub mod digits;
 pub mod llapi;
 pub mod name;
 pub mod nid;
+pub mod policy;
 pub mod poll;
 pub mod process;
 pub mod record;
 pub mod repack;
 pub mod text;
-pub mod policy;
 #[cfg(feature = "zmq")]
 pub mod zmq_frame;
 
