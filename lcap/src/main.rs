@@ -1,2 +1,77 @@
-//! .
-fn main() {}
+//! lcap: the command-line tool. One file per subcommand; see lcap(1).
+//!
+//! Exit codes: 0 done, 1 failed, 2 wrong usage. Text for people, `--json` for programs, errors on
+//! stderr.
+#![forbid(unsafe_code)]
+
+mod changelog;
+mod clear;
+mod demo;
+mod policy;
+mod reader;
+mod status;
+
+use std::io;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use lcapclient::Control;
+
+/// Read and manage the changelog streams that lcapd serves.
+///
+/// The server is named by LCAP_REC_URI (default tcp://localhost:8189; several, separated by commas,
+/// are tried in turn).
+#[derive(Parser)]
+#[command(name = "lcap", version, disable_help_subcommand = true)]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Print the records of an MDT as `lfs changelog` does. Acknowledges nothing.
+    Changelog(changelog::ChangelogArgs),
+    /// Acknowledge records up to an index on behalf of a registered reader.
+    Clear(clear::ClearArgs),
+    /// Register, remove and list readers.
+    Reader(reader::ReaderArgs),
+    /// Show MDTs, streams and readers.
+    Status(status::StatusArgs),
+    /// Look at policy modules.
+    Policy(policy::PolicyArgs),
+    /// Run a daemon with simulated MDTs and a few clients, and prove that nothing is lost.
+    Demo(demo::DemoArgs),
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let result = match args.command {
+        Command::Changelog(args) => changelog::run(&args),
+        Command::Clear(args) => clear::run(&args),
+        Command::Reader(args) => reader::run(&args),
+        Command::Status(args) => status::run(&args),
+        Command::Policy(args) => policy::run(&args),
+        Command::Demo(args) => demo::run(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        // Whoever read our output has seen enough.
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("lcap: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let io = error.downcast_ref::<io::Error>();
+    io.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}
+
+/// A connection for requests, to where the environment says.
+fn control() -> Result<Control> {
+    Ok(Control::from_env()?)
+}

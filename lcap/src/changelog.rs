@@ -1,0 +1,87 @@
+//! `lcap changelog`: records as text or JSON lines.
+#![forbid(unsafe_code)]
+
+use std::io::{self, Write as _};
+
+use anyhow::{Context as _, Result};
+use clap::Args;
+use lcap_ffi::record::split_first;
+use lcap_ffi::{MdtName, Record, RecordIndex, text};
+use lcap_wire::json;
+use lcapclient::{Builder, ClientError};
+
+/// Output gathers up to this size before it is written.
+const OUTPUT_BYTES: usize = 64 << 10;
+
+#[derive(Args)]
+pub(crate) struct ChangelogArgs {
+    /// Go on with new records instead of ending at the present end.
+    #[arg(short, long)]
+    follow: bool,
+    /// One JSON object per record.
+    #[arg(long)]
+    json: bool,
+    /// Stream to read [default: LCAP_STREAM, or changelog].
+    #[arg(long)]
+    stream: Option<String>,
+    /// Begin after this reader's watermark [default: LCAP_READER].
+    #[arg(long)]
+    reader: Option<String>,
+    /// MDT, e.g. lustre-MDT0000.
+    mdt: MdtName,
+    /// First index to print; 0 is the oldest there is.
+    #[arg(default_value_t = 0)]
+    startrec: u64,
+    /// Last index to print; 0 is no limit.
+    #[arg(default_value_t = 0)]
+    endrec: u64,
+}
+
+pub(crate) fn run(args: &ChangelogArgs) -> Result<()> {
+    let mut builder = Builder::new(args.mdt.clone()).from(args.startrec).follow(args.follow);
+    if let Some(stream) = &args.stream {
+        builder = builder.stream(stream);
+    }
+    if let Some(reader) = &args.reader {
+        builder = builder.reader(Some(reader));
+    }
+    let mut client = builder.connect().context("cannot start changelog")?;
+    let mdt = args.mdt.as_str();
+    let mut out = Vec::with_capacity(OUTPUT_BYTES * 2);
+    let past_end = |record: &Record<'_>| {
+        args.endrec != 0 && record.index() > RecordIndex::new(args.endrec)
+    };
+    loop {
+        let range = match client.recv_range(false) {
+            // Nothing is there: what has gathered goes out before we wait.
+            Err(ClientError::Again) => {
+                flush(&mut out)?;
+                client.recv_range(true)?
+            }
+            other => other?,
+        };
+        let batch = client.current().map(|batch| batch.as_ref());
+        let Some(bytes) = range.and_then(|range| batch?.get(range)) else { break };
+        let (record, _) = split_first(bytes)?;
+        if past_end(&record) {
+            break;
+        }
+        if args.json {
+            json::write_line(mdt, &record, &mut out);
+        } else {
+            text::write_line(&record, &mut out);
+        }
+        if out.len() >= OUTPUT_BYTES {
+            flush(&mut out)?;
+        }
+    }
+    flush(&mut out)
+}
+
+fn flush(out: &mut Vec<u8>) -> Result<()> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(out)?;
+    stdout.flush()?;
+    out.clear();
+    Ok(())
+}

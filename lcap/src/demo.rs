@@ -1,0 +1,5 @@
+//! wip
+use clap::Args;
+#[derive(Args)]
+pub(crate) struct DemoArgs {}
+pub(crate) fn run(_: &DemoArgs) -> anyhow::Result<()> { Ok(()) }
