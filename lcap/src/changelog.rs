@@ -54,13 +54,13 @@ pub(crate) fn run(args: &ChangelogArgs) -> Result<()> {
     loop {
         let range = match client.recv_range(false) {
             // Nothing is there: what has gathered goes out before we wait.
-            Err(ClientError::Again) => {
+            Err(ClientError::WouldBlock) => {
                 flush(&mut out)?;
                 client.recv_range(true)?
             }
             other => other?,
         };
-        let batch = client.current().map(|batch| batch.as_ref());
+        let batch = client.current().map(|batch| batch.buffer());
         let Some(bytes) = range.and_then(|range| batch?.get(range)) else { break };
         let (record, _) = split_first(bytes)?;
         if past_end(&record) {
