@@ -120,6 +120,14 @@ impl Batch {
         Some(tail)
     }
 
+    /// The records before the first one with index ≥ `from`; `None` if there are none.
+    pub fn head_before(&self, from: RecordIndex) -> Option<Self> {
+        let n = (0..self.len()).take_while(|&nth| self.index(nth) < from).count();
+        let mut head = Self::parse(self.bytes.get(..self.start(n))?.to_vec()).ok()?;
+        head.read_at = self.read_at;
+        Some(head)
+    }
+
     /// All records, back to back.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes

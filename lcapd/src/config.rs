@@ -310,7 +310,7 @@ impl Config {
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
         for mdt in &self.mdts {
-            if mdt.user.is_none() && matches!(mdt.source, SourceUri::Device(_) | SourceUri::Llapi) {
+            if mdt.user.is_none() && mdt.source.needs_user() {
                 warnings.push(format!(
                     "{}: no `user` is given, so nothing will ever be cleared on this MDT; `lctl \
                      --device {} changelog_register` on its MDS makes one",

@@ -54,14 +54,8 @@ pub enum Effect {
     StartCatchUp {
         /// The session.
         session: u64,
-        /// Number of the stream.
-        stream: usize,
-        /// Number of the MDT.
-        mdt: usize,
-        /// First index wanted.
-        from: RecordIndex,
-        /// Join the live stream at the end.
-        follow: bool,
+        /// What to read.
+        start: CatchUpStart,
     },
     /// The session has room for messages up to this number.
     Credit {
@@ -110,6 +104,21 @@ pub enum Effect {
     },
 }
 
+/// What a catch-up reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CatchUpStart {
+    /// Number of the stream.
+    pub stream: usize,
+    /// Number of the MDT.
+    pub mdt: usize,
+    /// First index wanted.
+    pub from: RecordIndex,
+    /// The client has had what lies right before it.
+    pub continues: bool,
+    /// Join the live stream at the end.
+    pub follow: bool,
+}
+
 /// What the engine is told of an MDT when it is made.
 #[derive(Clone, Debug)]
 pub struct MdtSetup {
@@ -117,6 +126,8 @@ pub struct MdtSetup {
     pub name: MdtName,
     /// Its source, for people.
     pub source: String,
+    /// We may clear it: we have a changelog user there.
+    pub clears: bool,
 }
 
 /// What the engine is told of a stream when it is made.
@@ -164,6 +175,8 @@ pub struct WorkerState {
     pub sequence: u64,
     /// What acknowledgements need.
     pub sent: Sent,
+    /// The history that `sent` belongs to.
+    pub generation: u16,
     /// A policy stopped it.
     pub stopped: bool,
 }
@@ -261,6 +274,7 @@ fn change_key(change: &Change) -> ChangeKey {
     let own = String::clone;
     match change {
         Change::Mdt(mdt, _) => (0, own(mdt), String::new(), String::new()),
+        Change::Tail(mdt, _) => (0, own(mdt), "tail".to_owned(), String::new()),
         Change::Stream(stream, mdt, _) => (1, own(stream), own(mdt), String::new()),
         Change::Reader((stream, reader), _) | Change::ReaderGone((stream, reader)) => {
             (2, own(stream), own(reader), String::new())
@@ -335,7 +349,10 @@ impl Engine {
     pub fn note_worker(&mut self, stream: usize, mdt: usize, worker: WorkerState) {
         let Some(stream) = self.streams.get_mut(stream) else { return };
         let Some(entry) = stream.mdts.get_mut(mdt) else { return };
-        entry.worker = worker;
+        let generation = self.mdts.get(mdt).map_or(0, |mdt| mdt.state.generation);
+        // A worker that has not seen a new history yet says nothing of it.
+        let sent = if worker.generation == generation { worker.sent } else { entry.worker.sent };
+        entry.worker = WorkerState { sent, ..worker };
     }
 
     /// Notes how far an MDT's reader thread is.
@@ -361,12 +378,16 @@ impl Engine {
         mdt: usize,
         batches: Vec<queue::QueueBatch<Outgoing>>,
         low: RecordIndex,
+        generation: u16,
     ) {
+        let is_present = self.generation_of(mdt) == generation;
         let Some(queue) = self.queue_mut(stream, mdt) else { return };
         for batch in batches {
             queue.push(batch);
         }
-        queue.advance(low);
+        if is_present {
+            queue.advance(low);
+        }
         self.dispatch(stream, mdt);
     }
 
@@ -455,7 +476,7 @@ impl Engine {
                     *persisted = index;
                 }
             }
-            Change::Mdt(..) | Change::Reader(..) | Change::ReaderGone(..) => {}
+            Change::Mdt(..) | Change::Tail(..) | Change::Reader(..) | Change::ReaderGone(..) => {}
         }
     }
 
@@ -541,6 +562,9 @@ impl Engine {
                 });
             }
             let mdt = &mut self.mdts[mdt_at];
+            if !mdt.setup.clears {
+                continue;
+            }
             if let Some(upto) = mdt.retention.due(floor(needs), now) {
                 self.effects.push(Effect::Clear { mdt: mdt_at, upto });
             }
@@ -598,6 +622,13 @@ impl Engine {
         mdt.state.cleared = mdt.retention.cleared().get();
         let name = mdt.setup.name.to_string();
         self.dirty.add(Change::Mdt(name.clone(), mdt.state.clone()), now);
+        // What their clients say from now on may be of the history before: they start again, and
+        // are told from where.
+        let here: Vec<u64> =
+            self.sessions.iter().filter(|(_, s)| s.mdt == mdt_at).map(|(&n, _)| n).collect();
+        for session in here {
+            self.lose_session(session, libc::ESTALE, "the MDT began a new history", now);
+        }
         for stream in &mut self.streams {
             let stream_name = stream.setup.name.clone();
             let Some(entry) = stream.mdts.get_mut(mdt_at) else { continue };

@@ -12,6 +12,7 @@ use lcap_ffi::RecordIndex;
 
 use crate::batch::Batch;
 use crate::log::{Entry, Gap, Lookup, MdtLog, Place};
+use crate::reader::missing;
 use crate::source::{ChangelogSource, ReadOutcome, SourceError, Upstream, WaitFor};
 use crate::wake::Waker;
 
@@ -28,6 +29,10 @@ pub struct Follower {
     generation: u16,
     read_bytes: usize,
     mode: Mode,
+    /// What lies right before `next` was read once: if the source begins later, records are gone.
+    continues: bool,
+    /// Records that came together with a gap, and are to be returned after it.
+    pending: Option<Arc<Batch>>,
     /// What the log last said of the source, if it had nothing for us.
     at_end: bool,
 }
@@ -64,17 +69,39 @@ pub enum Step {
 }
 
 impl Follower {
-    /// A follower that begins at `from`. `waker` wakes the thread that uses it.
+    /// A follower that begins at `from`, which comes right after something that was read once if
+    /// `continues`. `waker` wakes the thread that uses it.
     pub fn new(
         log: Arc<MdtLog>,
         upstream: Arc<dyn Upstream>,
         from: RecordIndex,
+        continues: bool,
         read_bytes: usize,
         waker: Waker,
     ) -> Self {
         let (_, generation) = log.head();
         let place = log.follow(waker);
-        Self { log, upstream, place, next: from, generation, read_bytes, mode: Mode::Lost, at_end: false }
+        Self {
+            log,
+            upstream,
+            place,
+            next: from,
+            generation,
+            read_bytes,
+            mode: Mode::Lost,
+            continues,
+            pending: None,
+            at_end: false,
+        }
+    }
+
+    /// Asks the source where its end is now: [`Step::Head`] and [`Step::Wait`] say `at_end` only
+    /// once every record that exists now was returned.
+    pub fn want_end(&mut self) {
+        self.log.want_end();
+        if let Mode::Source(source) = &mut self.mode {
+            source.ask_end();
+        }
     }
 
     /// The lowest index not yet returned.
@@ -94,7 +121,8 @@ impl Follower {
 
     /// Whether there may be more than [`Step::Head`] now; asked after the waker was armed.
     pub fn has_news(&self) -> bool {
-        matches!(self.mode, Mode::Memory(serial) if self.log.has_news(serial, self.at_end))
+        self.pending.is_some()
+            || matches!(self.mode, Mode::Memory(serial) if self.log.has_news(serial, self.at_end))
     }
 
     /// The thread now waits for its consumers; the reader is not to wait for it.
@@ -107,6 +135,9 @@ impl Follower {
     /// # Errors
     /// If the source cannot be read. The follower can be used again, after a pause.
     pub fn step(&mut self) -> Result<Step, SourceError> {
+        if let Some(batch) = self.pending.take() {
+            return Ok(Step::Records(batch));
+        }
         loop {
             match &mut self.mode {
                 Mode::Lost => match self.log.find(self.next) {
@@ -147,6 +178,7 @@ impl Follower {
                     batch
                 };
                 self.next = batch.last().next();
+                self.continues = true;
                 Some(Step::Records(batch))
             }
             Entry::Gap(gap) => {
@@ -178,11 +210,29 @@ impl Follower {
                         problem: error.to_string(),
                     }
                 })?;
-                // All of it may lie before our place, after a seek that was not exact.
-                let again = Step::Wait { on: WaitFor::Until(Instant::now()), at_end: false };
-                Ok(self.take(Entry::Records(Arc::new(batch))).unwrap_or(again))
+                let before = (self.next, self.continues);
+                match self.take(Entry::Records(Arc::new(batch))) {
+                    Some(Step::Records(batch)) => Ok(self.after_gap(batch, before)),
+                    Some(step) => Ok(step),
+                    // All of it lay before our place, after a seek that was not exact.
+                    None => Ok(Step::Wait { on: WaitFor::Until(Instant::now()), at_end: false }),
+                }
             }
         }
+    }
+}
+
+impl Follower {
+    /// The batch, or what is missing before and in it, and the batch next time.
+    fn after_gap(&mut self, batch: Arc<Batch>, (next, continues): (RecordIndex, bool)) -> Step {
+        let holes = missing(&batch, next, continues, self.upstream.is_dense());
+        let (Some(&(first, _)), Some(&(_, last))) = (holes.first(), holes.last()) else {
+            return Step::Records(batch);
+        };
+        // Several holes in one read are told as one: what counts is that a rescan is due.
+        let last = last.min(batch.first().prev().max(first));
+        self.pending = Some(batch);
+        Step::Gap(Gap { first, last, generation: self.generation, rewinds: false })
     }
 }
 

@@ -10,6 +10,7 @@ pub mod config;
 pub mod engine;
 pub mod follower;
 pub mod log;
+pub mod overlap;
 pub mod pipeline;
 pub mod policy;
 pub mod publisher;

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use lcap_ffi::RecordIndex;
 
 use crate::batch::Batch;
+use crate::overlap::{Digest, digest};
 use crate::wake::Waker;
 
 /// How long the reader waits for a busy follower before it lets it fall behind.
@@ -48,6 +49,10 @@ pub struct MdtLog {
     limit_bytes: usize,
     state: Mutex<State>,
     moved: Condvar,
+    /// Wakes the reader thread.
+    reader: Waker,
+    /// Somebody wants to know the source's present end.
+    end_wanted: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -91,7 +96,8 @@ pub enum Lookup {
 
 impl MdtLog {
     /// An empty log of at most `limit_bytes`, beginning at `start`.
-    pub fn new(limit_bytes: usize, start: RecordIndex, generation: u16) -> Self {
+    /// `reader` wakes the thread that fills it.
+    pub fn new(limit_bytes: usize, start: RecordIndex, generation: u16, reader: Waker) -> Self {
         let state = State {
             entries: VecDeque::new(),
             bytes: 0,
@@ -102,7 +108,8 @@ impl MdtLog {
             at_end: false,
             followers: Vec::new(),
         };
-        Self { limit_bytes, state: Mutex::new(state), moved: Condvar::new() }
+        let (state, moved) = (Mutex::new(state), Condvar::new());
+        Self { limit_bytes, state, moved, reader, end_wanted: AtomicBool::new(false) }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -156,6 +163,24 @@ impl MdtLog {
             state.at_end = true;
             state.wake_all();
         }
+    }
+
+    /// Asks for the source's present end: [`Lookup::Head`] says `at_end` only once every record
+    /// that exists now was read.
+    pub fn want_end(&self) {
+        self.lock().at_end = false;
+        self.end_wanted.store(true, Ordering::SeqCst);
+        self.reader.wake();
+    }
+
+    /// Whether somebody asked, once.
+    pub fn take_end_wanted(&self) -> bool {
+        self.end_wanted.swap(false, Ordering::SeqCst)
+    }
+
+    /// Whether somebody asked.
+    pub fn is_end_wanted(&self) -> bool {
+        self.end_wanted.load(Ordering::SeqCst)
     }
 
     /// The index after the newest record read, and the generation.
@@ -239,6 +264,24 @@ impl MdtLog {
             Some(joined) => Lookup::Found(Entry::Records(Arc::new(joined)), next),
             None => Lookup::Found(Entry::Records(Arc::clone(&small[0])), serial + 1),
         }
+    }
+
+    /// Digests of the last `n` records of the present history, in order.
+    pub fn tail(&self, n: usize) -> Vec<Digest> {
+        let mut batches = Vec::new();
+        let mut found = 0;
+        for entry in self.lock().entries.iter().rev() {
+            match entry {
+                Entry::Records(batch) if found < n => {
+                    found += batch.len();
+                    batches.push(Arc::clone(batch));
+                }
+                Entry::Gap(gap) if !gap.rewinds => {}
+                Entry::Records(_) | Entry::Gap(_) => break,
+            }
+        }
+        let records = batches.iter().rev().flat_map(|batch| batch.records());
+        records.skip(found.saturating_sub(n)).map(|record| digest(&record)).collect()
     }
 
     /// Whether a follower that was told "nothing at `serial`" would be told something else now.

@@ -99,6 +99,8 @@ pub struct Pipeline {
     ready: VecDeque<Outgoing>,
     /// Everything up to here has left in messages, or was dropped.
     low: RecordIndex,
+    /// The history that what is sent now belongs to.
+    generation: u16,
     started: Instant,
 }
 
@@ -107,7 +109,8 @@ impl Pipeline {
     pub fn new(follower: Follower, chain: Chain, started: Instant) -> Self {
         let low = follower.next_index().prev();
         let (output, ready) = (ChainOutput::default(), VecDeque::new());
-        Self { follower, chain, output, ready, low, started }
+        let generation = follower.generation();
+        Self { follower, chain, output, ready, low, generation, started }
     }
 
     /// The stream's policies.
@@ -137,7 +140,12 @@ impl Pipeline {
 
     /// The MDT's history that it is in.
     pub fn generation(&self) -> u16 {
-        self.follower.generation()
+        self.generation
+    }
+
+    /// Asks the source where its end is now.
+    pub fn want_end(&mut self) {
+        self.follower.want_end();
     }
 
     /// Whether [`Self::poll`] may have more than it said last; asked after the waker was armed.
@@ -179,7 +187,9 @@ impl Pipeline {
                 Ok(self.next_ready().map_or(Poll::Moved, Poll::Message))
             }
             Step::Gap(gap) => {
+                // What is held belongs to the history before.
                 self.flush()?;
+                self.generation = gap.generation;
                 self.ready.push_back(gap_message(gap, self.low));
                 if gap.rewinds {
                     self.low = self.low.min(gap.first.prev());

@@ -5,12 +5,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::Sender;
 use lcap_ffi::{MdtName, RecordIndex};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
-use crate::batch::{Batch, BatchError};
+use crate::batch::Batch;
 use crate::follower::{REOPEN_PAUSE, sleep_on, trim};
-use crate::log::{Entry, MdtLog};
+use crate::log::{Entry, Gap, MdtLog};
+use crate::overlap::{Digest, OVERLAP_RECORDS, Overlap, Verdict};
+use crate::server::Outcome;
 use crate::source::{ReadOutcome, SourceError, Upstream, WaitFor};
 use crate::wake::Waker;
 
@@ -55,6 +58,8 @@ impl ReaderStats {
 /// Reads one MDT.
 #[derive(Debug)]
 pub struct Reader {
+    /// Its number.
+    pub mdt_at: usize,
     /// The MDT.
     pub mdt: MdtName,
     /// Where it is read from.
@@ -65,10 +70,24 @@ pub struct Reader {
     pub stats: Arc<ReaderStats>,
     /// Size of a read buffer.
     pub read_bytes: usize,
-    /// Wakes this thread, to stop it.
+    /// What was read last in an earlier life, to compare with.
+    pub known: Vec<Digest>,
+    /// Where the engine learns of gaps and new histories.
+    pub outcomes: Sender<Outcome>,
+    /// Wakes the engine.
+    pub engine: Waker,
+    /// Wakes this thread.
     pub waker: Waker,
     /// Set before the last wake.
     pub stop: Arc<AtomicBool>,
+}
+
+/// Where a reader is with a source that it has just opened.
+enum Place {
+    /// It is compared with what is known; nothing new is taken yet.
+    Comparing(Overlap),
+    /// It goes on where the log ends.
+    Reading,
 }
 
 impl Reader {
@@ -76,9 +95,8 @@ impl Reader {
     pub fn run(&mut self) {
         let mut backoff = MIN_BACKOFF;
         while !self.stopped() {
-            let (next, _) = self.log.head();
             let started = Instant::now();
-            let Err(error) = self.read_from(next) else { return };
+            let Err(error) = self.read_source() else { return };
             self.stats.errors.fetch_add(1, Ordering::Relaxed);
             if started.elapsed() > MAX_BACKOFF {
                 backoff = MIN_BACKOFF; // it had worked for a while
@@ -96,32 +114,42 @@ impl Reader {
         self.stop.load(Ordering::Relaxed)
     }
 
-    fn read_from(&mut self, next: RecordIndex) -> Result<(), SourceError> {
-        let mut source = self.upstream.open(next)?;
+    /// Opens the source and reads it until it fails, or until told to stop.
+    fn read_source(&mut self) -> Result<(), SourceError> {
+        let known = match self.log.tail(OVERLAP_RECORDS) {
+            tail if tail.is_empty() => std::mem::take(&mut self.known),
+            tail => tail,
+        };
+        let overlap = Overlap::new(known);
+        let (next, _) = self.log.head();
+        let from = overlap.start().map_or(next, |start| start.min(next));
+        let mut source = self.upstream.open(from)?;
+        let mut place = Place::Comparing(overlap);
         let mut buf = Vec::with_capacity(self.read_bytes);
         while !self.stopped() {
+            if self.log.take_end_wanted() {
+                source.ask_end();
+            }
             let outcome = source.read(&mut buf)?;
             if self.stats.set_trouble(None) {
                 info!(mdt = %self.mdt, next = %self.log.head().0, "source is back");
             }
             match outcome {
                 ReadOutcome::Bytes(_) => {
-                    let full = std::mem::take(&mut buf);
-                    if full.len() < self.read_bytes / 2 {
-                        // Small reads are copied out, so that the large buffer serves again.
-                        self.append(full.as_slice().to_vec())?;
-                        buf = full;
-                        buf.clear();
-                    } else {
-                        self.append(trim(full))?;
-                        buf = Vec::with_capacity(self.read_bytes);
-                    }
+                    let batch = self.take_batch(&mut buf)?;
+                    self.take(&mut place, batch);
                 }
-                ReadOutcome::Wait { on, at_end } => self.wait(on, at_end),
+                ReadOutcome::Wait { on, at_end } => {
+                    if at_end && self.see_end(&mut place) == Verdict::Nothing {
+                        source = self.upstream.open(RecordIndex::new(1))?;
+                        continue;
+                    }
+                    self.wait(on, at_end);
+                }
                 ReadOutcome::Ended => {
+                    self.see_end(&mut place);
                     self.wait(WaitFor::Until(Instant::now() + REOPEN_PAUSE), true);
-                    let (next, _) = self.log.head();
-                    source = self.upstream.open(next)?;
+                    source = self.upstream.open(self.log.head().0)?;
                 }
             }
         }
@@ -129,38 +157,153 @@ impl Reader {
     }
 
     fn wait(&self, on: WaitFor, at_end: bool) {
-        if at_end {
+        if at_end && !self.log.is_end_wanted() {
             self.stats.at_end.store(true, Ordering::Relaxed);
             self.log.set_at_end();
         }
-        sleep_on(&self.waker, Some(on), None, || self.stopped());
+        let ready = || self.stopped() || self.log.is_end_wanted();
+        sleep_on(&self.waker, Some(on), None, ready);
     }
 
-    fn append(&self, bytes: Vec<u8>) -> Result<(), SourceError> {
-        let (next, _) = self.log.head();
-        let n_bytes = bytes.len() as u64;
-        let malformed = |problem: String| {
-            let what = format!("records of {}", self.mdt);
-            Err(SourceError::Malformed { what, problem })
+    /// The batch of what was read. Small reads are copied out, so that the large buffer serves
+    /// again.
+    fn take_batch(&self, buf: &mut Vec<u8>) -> Result<Batch, SourceError> {
+        let bytes = if buf.len() < self.read_bytes / 2 {
+            let bytes = buf.as_slice().to_vec();
+            buf.clear();
+            bytes
+        } else {
+            trim(std::mem::replace(buf, Vec::with_capacity(self.read_bytes)))
         };
-        let batch = match Batch::parse(bytes) {
-            Ok(batch) if !batch.is_ordered() => return malformed("indexes go back".to_owned()),
-            Ok(batch) if batch.last() < next => return Ok(()),
-            Ok(batch) if batch.first() < next => match batch.tail_from(next) {
-                Some(tail) => tail,
-                None => return Ok(()),
-            },
-            Ok(batch) => batch,
-            Err(BatchError::Empty) => return Ok(()),
-            Err(problem) => return malformed(problem.to_string()),
+        self.stats.bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        let problem = match Batch::parse(bytes) {
+            Ok(batch) if batch.is_ordered() => return Ok(batch),
+            Ok(_) => "indexes go back".to_owned(),
+            Err(problem) => problem.to_string(),
         };
+        let what = format!("records of {}", self.mdt);
+        Err(SourceError::Malformed { what, problem })
+    }
+
+    /// Nothing more is there: what does that say of the records that were known?
+    fn see_end(&self, place: &mut Place) -> Verdict {
+        let Place::Comparing(overlap) = place else { return Verdict::Same };
+        let verdict = overlap.see_end();
+        match verdict {
+            Verdict::Same => *place = Place::Reading,
+            Verdict::Differs(from) => {
+                self.begin_history(from);
+                *place = Place::Reading;
+            }
+            Verdict::Nothing => overlap.look_from_the_beginning(),
+            Verdict::Open => {}
+        }
+        verdict
+    }
+
+    /// Takes a batch in: what was known already is compared, the rest goes to the log.
+    fn take(&self, place: &mut Place, batch: Batch) {
+        if let Place::Comparing(overlap) = place {
+            let mut verdicts = batch.records().map(|record| overlap.see(&record));
+            let decided = verdicts.find(|verdict| *verdict != Verdict::Open);
+            drop(verdicts);
+            match decided {
+                None => {
+                    // A known place may lie below what is known of it: an earlier life's.
+                    return self.append(batch);
+                }
+                Some(Verdict::Differs(from)) => {
+                    *place = Place::Reading;
+                    if let Some(as_known) = batch.head_before(from) {
+                        self.append(as_known);
+                    }
+                    self.begin_history(from);
+                    if let Some(new) = batch.tail_from(from) {
+                        self.append(new);
+                    }
+                    return;
+                }
+                Some(_) => {}
+            }
+            *place = Place::Reading;
+        }
+        self.append(batch);
+    }
+
+    /// From `first` on, the MDT's indexes mean other records than before.
+    fn begin_history(&self, first: RecordIndex) {
+        let (next, generation) = self.log.head();
+        let generation = generation.wrapping_add(1);
+        error!(
+            mdt = %self.mdt, first = first.get(), read = next.prev().get(), generation,
+            "this MDT issues known indexes again with other records (a crash or a lost changelog); \
+             consumers are told, what is new is delivered"
+        );
+        let gap = Gap { first, last: RecordIndex::ZERO, generation, rewinds: true };
+        // The engine first: nothing of the new history is to be settled by what is said of the old.
+        let _ = self.outcomes.send(Outcome::Gap { mdt: self.mdt_at, gap });
+        self.engine.wake();
+        self.stats.gaps.fetch_add(1, Ordering::Relaxed);
+        self.stats.read_index.store(first.prev().get(), Ordering::Relaxed);
+        self.log.push(Entry::Gap(gap), &self.stop);
+    }
+
+    fn append(&self, batch: Batch) {
+        let (next, generation) = self.log.head();
+        let batch = if batch.last() < next {
+            return;
+        } else if batch.first() < next {
+            let Some(tail) = batch.tail_from(next) else { return };
+            tail
+        } else {
+            batch
+        };
+        // An MDT numbers its records without gaps, unless the source says otherwise. The oldest
+        // record that it has may have any number.
+        let knows_before = next > RecordIndex::new(1);
+        for (first, last) in missing(&batch, next, knows_before, self.upstream.is_dense()) {
+            warn!(
+                mdt = %self.mdt, first = first.get(), last = last.get(),
+                "records are gone before they could be read; consumers are told"
+            );
+            let gap = Gap { first, last, generation, rewinds: false };
+            let _ = self.outcomes.send(Outcome::Gap { mdt: self.mdt_at, gap });
+            self.stats.gaps.fetch_add(1, Ordering::Relaxed);
+            self.log.push(Entry::Gap(gap), &self.stop);
+        }
         self.stats.at_end.store(false, Ordering::Relaxed);
         self.stats.records.fetch_add(batch.len() as u64, Ordering::Relaxed);
-        self.stats.bytes.fetch_add(n_bytes, Ordering::Relaxed);
         self.stats.read_index.store(batch.last().get(), Ordering::Relaxed);
         self.log.push(Entry::Records(Arc::new(batch)), &self.stop);
-        Ok(())
     }
+}
+
+/// What is missing before and inside a batch that should begin at `next`. Holes inside are told
+/// before the batch: what matters is that they are told.
+pub fn missing(
+    batch: &Batch,
+    next: RecordIndex,
+    knows_before: bool,
+    dense: bool,
+) -> Vec<(RecordIndex, RecordIndex)> {
+    let mut holes = Vec::new();
+    if !dense {
+        return holes;
+    }
+    if knows_before && batch.first() > next {
+        holes.push((next, batch.first().prev()));
+    }
+    let span = batch.last().get() - batch.first().get() + 1;
+    if span != batch.len() as u64 {
+        let mut expected = batch.first();
+        for record in batch.records() {
+            if record.index() > expected {
+                holes.push((expected, record.index().prev()));
+            }
+            expected = record.index().next();
+        }
+    }
+    holes
 }
 
 /// An error with everything behind it, on one line.

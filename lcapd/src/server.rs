@@ -16,8 +16,8 @@ use tracing::{debug, warn};
 
 use crate::catch_up::{Handle, Item};
 use crate::engine::retention::Now;
-use crate::engine::{Effect, Engine, MdtNow, Peer, WorkerState};
-use crate::log::Gap;
+use crate::engine::{CatchUpStart, Effect, Engine, MdtNow, Peer, WorkerState};
+use crate::log::{Gap, MdtLog};
 use crate::pipeline::Outgoing;
 use crate::reader::ReaderStats;
 use crate::store::Change;
@@ -28,6 +28,9 @@ use crate::worker::{Command, Progress, QueueInput};
 const BURST: usize = 64;
 /// Messages sent to one catching-up client before the others have their turn.
 const CATCH_UP_BURST: usize = 16;
+
+/// Digests of the newest records that are kept with the state of an MDT.
+const KEPT_DIGESTS: usize = 64;
 
 /// Results that other threads have for the engine.
 #[derive(Debug)]
@@ -83,6 +86,8 @@ pub struct MdtEnd {
     pub name: MdtName,
     /// Its reader thread's figures.
     pub stats: Arc<ReaderStats>,
+    /// What was read last.
+    pub log: Arc<MdtLog>,
     /// Its clearer.
     pub clears: Sender<RecordIndex>,
 }
@@ -93,14 +98,7 @@ pub trait CatchUps: Send {
     ///
     /// # Errors
     /// If there is no thread or policy to be had, as a sentence.
-    fn start(
-        &mut self,
-        session: u64,
-        stream: usize,
-        mdt: usize,
-        from: RecordIndex,
-        follow: bool,
-    ) -> Result<Handle, String>;
+    fn start(&mut self, session: u64, start: CatchUpStart) -> Result<Handle, String>;
 }
 
 /// A session that is served from a catch-up thread.
@@ -198,8 +196,8 @@ impl Server {
                 Effect::Commit(changes) => Some(changes),
                 _ => None,
             });
-            for changes in commits {
-                let _ = self.commits.send(changes);
+            for changes in commits.collect::<Vec<_>>() {
+                self.commit(changes);
             }
             if !self.engine.is_dirty() {
                 return;
@@ -211,6 +209,20 @@ impl Server {
             }
         }
         warn!("stopped before all state was written; clients will see some records again");
+    }
+
+    /// Digests of what was read last go along, to compare with when lcapd starts again.
+    fn commit(&self, mut changes: Vec<Change>) {
+        for mdt in &self.mdts {
+            let moved = changes.iter().any(|change| {
+                matches!(change, Change::Stream(_, name, _) if name == mdt.name.as_str())
+            });
+            if moved {
+                let tail = mdt.log.tail(KEPT_DIGESTS);
+                changes.push(Change::Tail(mdt.name.to_string(), tail));
+            }
+        }
+        let _ = self.commits.send(changes);
     }
 
     fn look_at_threads(&mut self) {
@@ -228,12 +240,14 @@ impl Server {
         for (stream, workers) in self.workers.iter().enumerate() {
             for (mdt, worker) in workers.iter().enumerate() {
                 let progress = &worker.progress;
+                let (sent, generation) = progress.sent_state();
                 let state = WorkerState {
                     sent_records: progress.sent.load(Ordering::Relaxed),
                     dropped: progress.dropped.load(Ordering::Relaxed),
                     held: progress.held.load(Ordering::Relaxed),
                     sequence: progress.sequence.load(Ordering::Acquire),
-                    sent: progress.sent_state(),
+                    sent,
+                    generation,
                     stopped: progress.stopped.load(Ordering::Relaxed),
                 };
                 self.engine.note_worker(stream, mdt, state);
@@ -291,8 +305,8 @@ impl Server {
                     };
                     more = true;
                     match input {
-                        QueueInput::Batches(batches, low) => {
-                            self.engine.queue_input(stream, mdt, batches, low);
+                        QueueInput::Batches { batches, low, generation } => {
+                            self.engine.queue_input(stream, mdt, batches, low, generation);
                         }
                         QueueInput::Gap(gap) => self.tell_members(stream, mdt, &gap),
                         QueueInput::AtEnd(at_end) => self.engine.queue_at_end(stream, mdt, at_end),
@@ -326,8 +340,8 @@ impl Server {
         for effect in self.engine.take_effects() {
             match effect {
                 Effect::Send(peer, bytes) => self.send_control(&peer, &bytes),
-                Effect::StartCatchUp { session, stream, mdt, from, follow } => {
-                    match self.catch_ups.start(session, stream, mdt, from, follow) {
+                Effect::StartCatchUp { session, start } => {
+                    match self.catch_ups.start(session, start) {
                         Ok(handle) => {
                             let entry = CatchUpSession { handle, upto: 0, sequence: 0 };
                             catch_ups.insert(session, entry);
@@ -352,9 +366,7 @@ impl Server {
                 Effect::Dispatch { peer, stream, mdt, batch, sequence, redelivered } => {
                     self.send_batch(&peer, stream, mdt, batch, sequence, redelivered);
                 }
-                Effect::Commit(changes) => {
-                    let _ = self.commits.send(changes);
-                }
+                Effect::Commit(changes) => self.commit(changes),
                 Effect::Clear { mdt, upto } => {
                     let _ = self.mdts[mdt].clears.send(upto);
                 }

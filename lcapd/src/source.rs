@@ -136,6 +136,12 @@ pub trait Upstream: fmt::Debug + Send + Sync {
     /// If it cannot be opened now; the caller retries with back-off.
     fn open(&self, from: RecordIndex) -> Result<Box<dyn ChangelogSource>, SourceError>;
 
+    /// Whether it numbers its records without gaps, as a real MDT does: then a missing index is a
+    /// lost record.
+    fn is_dense(&self) -> bool {
+        true
+    }
+
     /// Tells the MDT that records up to and including `upto` may go. May block for a second.
     /// Never called with index zero, which would mean everything.
     ///

@@ -12,6 +12,8 @@ use lcap_ffi::RecordIndex;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::{Deserialize, Serialize};
 
+use crate::overlap::Digest;
+
 /// Version of the tables below. A newer one is refused, an older one would be converted here.
 const SCHEMA: u64 = 1;
 
@@ -35,10 +37,10 @@ pub struct MdtState {
     /// For each generation after the first: the lowest index that it issued again.
     #[serde(default)]
     pub rewinds: Vec<u64>,
-    /// Digests of what was read last, to compare with after the source was away.
-    #[serde(default)]
-    pub digests: Vec<(u64, u32)>,
 }
+
+/// MDT → index and digest of the records read last, as JSON.
+const TAILS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("tails");
 
 /// What is kept of a reader, besides its watermarks.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,6 +61,8 @@ pub type ReaderKey = (String, String);
 pub struct Saved {
     /// By MDT name.
     pub mdts: BTreeMap<String, MdtState>,
+    /// Digests of the records read last, by MDT name.
+    pub tails: BTreeMap<String, Vec<Digest>>,
     /// By stream and MDT.
     pub streams: BTreeMap<(String, String), RecordIndex>,
     /// By stream and reader.
@@ -72,6 +76,8 @@ pub struct Saved {
 pub enum Change {
     /// State of an MDT.
     Mdt(String, MdtState),
+    /// The records of an MDT that were read last.
+    Tail(String, Vec<Digest>),
     /// How far a stream is with an MDT.
     Stream(String, String, RecordIndex),
     /// A reader was registered or changed.
@@ -163,6 +169,7 @@ impl Store {
                 meta.insert("schema", SCHEMA)?;
             }
             tx.open_table(MDTS)?;
+            tx.open_table(TAILS)?;
             tx.open_table(STREAMS)?;
             tx.open_table(READERS)?;
             tx.open_table(WATERMARKS)?;
@@ -178,6 +185,12 @@ impl Store {
         for row in tx.open_table(MDTS)?.iter()? {
             let (key, value) = row?;
             saved.mdts.insert(key.value().to_owned(), serde_json::from_slice(value.value())?);
+        }
+        for row in tx.open_table(TAILS)?.iter()? {
+            let (key, value) = row?;
+            let tail: Vec<(u64, u32)> = serde_json::from_slice(value.value())?;
+            let tail = tail.into_iter().map(|(index, crc)| (RecordIndex::new(index), crc));
+            saved.tails.insert(key.value().to_owned(), tail.collect());
         }
         for row in tx.open_table(STREAMS)?.iter()? {
             let (key, value) = row?;
@@ -219,6 +232,7 @@ impl Store {
     fn apply(&self, tx: &redb::WriteTransaction, changes: &[Change]) -> Result<(), redb::Error> {
         let json = |value: &dyn erased::Json| value.bytes();
         let mut mdts = tx.open_table(MDTS)?;
+        let mut tails = tx.open_table(TAILS)?;
         let mut streams = tx.open_table(STREAMS)?;
         let mut readers = tx.open_table(READERS)?;
         let mut watermarks = tx.open_table(WATERMARKS)?;
@@ -226,6 +240,11 @@ impl Store {
             match change {
                 Change::Mdt(mdt, state) => {
                     mdts.insert(mdt.as_str(), json(state).as_slice())?;
+                }
+                Change::Tail(mdt, tail) => {
+                    let tail: Vec<(u64, u32)> =
+                        tail.iter().map(|(index, crc)| (index.get(), *crc)).collect();
+                    tails.insert(mdt.as_str(), json(&tail).as_slice())?;
                 }
                 Change::Stream(stream, mdt, index) => {
                     streams.insert(format!("{stream}\0{mdt}").as_str(), index.get())?;
@@ -278,10 +297,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (store, saved) = Store::open(dir.path()).unwrap();
         assert_eq!(saved, Saved::default());
-        let mdt = MdtState { cleared: 7, generation: 1, rewinds: vec![3], digests: vec![(7, 9)] };
+        let mdt = MdtState { cleared: 7, generation: 1, rewinds: vec![3] };
+        let tail = vec![(RecordIndex::new(7), 9)];
         store
             .commit(&[
                 Change::Mdt("a-MDT0000".into(), mdt.clone()),
+                Change::Tail("a-MDT0000".into(), tail.clone()),
                 Change::Stream("s".into(), "a-MDT0000".into(), RecordIndex::new(9)),
                 Change::Reader(key("s", "r"), ReaderState::default()),
                 Change::Watermark(key("s", "r"), "a-MDT0000".into(), RecordIndex::new(5)),
@@ -293,6 +314,7 @@ mod tests {
         drop(store);
         let (_store, saved) = Store::open(dir.path()).unwrap();
         assert_eq!(saved.mdts["a-MDT0000"], mdt);
+        assert_eq!(saved.tails["a-MDT0000"], tail);
         assert_eq!(saved.streams[&key("s", "a-MDT0000")], RecordIndex::new(9));
         assert_eq!(saved.readers.keys().collect::<Vec<_>>(), [&key("s", "r2")]);
         let mark = ("s".to_owned(), "r2".to_owned(), "a-MDT0000".to_owned());

@@ -20,7 +20,7 @@ use crate::catch_up::{CatchUp, Handle, LiveWorker, Notify};
 use crate::clearer::Clearer;
 use crate::config::{Config, Stream};
 use crate::engine::retention::ClearPolicy;
-use crate::engine::{Engine, MdtSetup, Settings, StreamSetup};
+use crate::engine::{CatchUpStart, Engine, MdtSetup, Settings, StreamSetup};
 use crate::follower::Follower;
 use crate::log::MdtLog;
 use crate::pipeline::Pipeline;
@@ -209,6 +209,7 @@ impl Daemon {
         let mdt_setups = config.mdts.iter().map(|mdt| MdtSetup {
             name: mdt.name.clone(),
             source: mdt.source_text.clone(),
+            clears: mdt.user.is_some() || !mdt.source.needs_user(),
         });
         let settings = Settings {
             epoch,
@@ -234,9 +235,27 @@ impl Daemon {
                 mdt.source.upstream(&mdt.name, mdt.user.as_deref(), &config.server.state_dir)?;
             let start = (0..config.streams.len()).map(|s| engine.start_of(s, at)).min();
             let start = start.unwrap_or(RecordIndex::new(1));
-            let log = Arc::new(MdtLog::new(budget.log_bytes, start, engine.generation_of(at)));
-            let parts = MdtParts { name: mdt.name.clone(), upstream, log };
-            let stats = start_reader(&mut intake, &parts, budget)?;
+            let waker = Waker::new()?;
+            let generation = engine.generation_of(at);
+            let log = MdtLog::new(budget.log_bytes, start, generation, waker.clone());
+            let parts = MdtParts { name: mdt.name.clone(), upstream, log: Arc::new(log) };
+            let stats = Arc::new(ReaderStats::default());
+            stats.read_index.store(start.prev().get(), Ordering::Relaxed);
+            let mut reader = Reader {
+                mdt_at: at,
+                mdt: mdt.name.clone(),
+                upstream: Arc::clone(&parts.upstream),
+                log: Arc::clone(&parts.log),
+                stats: Arc::clone(&stats),
+                read_bytes: budget.read_bytes,
+                known: saved.tails.get(mdt.name.as_str()).cloned().unwrap_or_default(),
+                outcomes: outcomes.clone(),
+                engine: engine_waker.clone(),
+                waker: waker.clone(),
+                stop: Arc::clone(&intake.stop),
+            };
+            intake.wakers.push(waker);
+            intake.spawn(&format!("rd-{}", mdt.name), move || reader.run())?;
             let (clears, clears_in) = unbounded();
             let mut clearer = Clearer {
                 mdt_at: at,
@@ -247,7 +266,8 @@ impl Daemon {
                 waker: engine_waker.clone(),
             };
             outlet.spawn("clearer", move || clearer.run())?;
-            mdt_ends.push(MdtEnd { name: mdt.name.clone(), stats, clears });
+            let log = Arc::clone(&parts.log);
+            mdt_ends.push(MdtEnd { name: mdt.name.clone(), stats, log, clears });
             mdts.push(parts);
         }
 
@@ -265,7 +285,8 @@ impl Daemon {
             for (at, mdt) in mdts.iter().enumerate() {
                 let waker = Waker::new()?;
                 let from = engine.start_of(stream_at, at);
-                let follower = follower(mdt, from, budget, &waker);
+                let continues = from > RecordIndex::new(1);
+                let follower = follower(mdt, from, continues, budget, &waker);
                 let pipeline = Pipeline::new(follower, modules.chain(&mdt.name)?, started);
                 let (command, commands) = unbounded();
                 let progress = Arc::new(Progress::default());
@@ -361,27 +382,15 @@ impl Daemon {
     }
 }
 
-fn follower(mdt: &MdtParts, from: RecordIndex, budget: Budget, waker: &Waker) -> Follower {
+fn follower(
+    mdt: &MdtParts,
+    from: RecordIndex,
+    continues: bool,
+    budget: Budget,
+    waker: &Waker,
+) -> Follower {
     let (log, upstream) = (Arc::clone(&mdt.log), Arc::clone(&mdt.upstream));
-    Follower::new(log, upstream, from, budget.read_bytes, waker.clone())
-}
-
-fn start_reader(intake: &mut Stage, mdt: &MdtParts, budget: Budget) -> Result<Arc<ReaderStats>> {
-    let stats = Arc::new(ReaderStats::default());
-    let waker = Waker::new()?;
-    let mut reader = Reader {
-        mdt: mdt.name.clone(),
-        upstream: Arc::clone(&mdt.upstream),
-        log: Arc::clone(&mdt.log),
-        stats: Arc::clone(&stats),
-        read_bytes: budget.read_bytes,
-        waker: waker.clone(),
-        stop: Arc::clone(&intake.stop),
-    };
-    intake.wakers.push(waker);
-    let name = format!("rd-{}", mdt.name);
-    intake.spawn(&name, move || reader.run())?;
-    Ok(stats)
+    Follower::new(log, upstream, from, continues, budget.read_bytes, waker.clone())
 }
 
 type ToPublisher = (Sender<(usize, crate::pipeline::Outgoing)>, Waker);
@@ -435,14 +444,8 @@ struct CatchUpThreads {
 }
 
 impl CatchUps for CatchUpThreads {
-    fn start(
-        &mut self,
-        session: u64,
-        stream: usize,
-        mdt: usize,
-        from: RecordIndex,
-        follow: bool,
-    ) -> Result<Handle, String> {
+    fn start(&mut self, session: u64, start: CatchUpStart) -> Result<Handle, String> {
+        let CatchUpStart { stream, mdt, from, continues, follow } = start;
         // Each thread holds a reference until it ends.
         if Arc::strong_count(&self.running) > MAX_CATCH_UPS {
             return Err(format!("{MAX_CATCH_UPS} clients are catching up already; try again"));
@@ -450,8 +453,11 @@ impl CatchUps for CatchUpThreads {
         let parts = &self.mdts[mdt];
         let waker = Waker::new().map_err(|error| error.to_string())?;
         let chain = self.modules[stream].chain(&parts.name).map_err(|error| chain(&error))?;
-        let follower = follower(parts, from, self.budget, &waker);
-        let pipeline = Pipeline::new(follower, chain, self.started);
+        let follower = follower(parts, from, continues, self.budget, &waker);
+        let mut pipeline = Pipeline::new(follower, chain, self.started);
+        if !follow {
+            pipeline.want_end();
+        }
         let notify = Notify { session, ready: self.ready.clone(), waker: self.waker.clone() };
         let live = self.live[stream][mdt].clone();
         let (mut catch_up, handle) =

@@ -46,18 +46,22 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// What acknowledgements need to know of it. `highest` is read first: it may then be too low
-    /// beside `low`, never too high.
-    pub fn sent_state(&self) -> Sent {
+    /// What acknowledgements need to know of it, and of which history. That is read first, and
+    /// written last: what is said of a new history is never an old one's.
+    pub fn sent_state(&self) -> (Sent, u16) {
+        let generation = self.generation.load(Ordering::Acquire);
         let highest = RecordIndex::new(self.highest.load(Ordering::Acquire));
         let low = RecordIndex::new(self.low.load(Ordering::Acquire));
-        Sent { low, highest }
+        (Sent { low, highest }, generation)
     }
 
     fn note_message(&self, message: &Outgoing) {
         if message.header.kind == Kind::Records {
             self.sent.fetch_add(message.header.count.into(), Ordering::Relaxed);
             self.highest.fetch_max(message.header.last.get(), Ordering::AcqRel);
+        } else if message.header.generation != self.generation.load(Ordering::Relaxed) {
+            // A new history: only what both have in common was sent of it.
+            self.highest.fetch_min(message.header.first.prev().get(), Ordering::AcqRel);
         }
     }
 
@@ -65,7 +69,6 @@ impl Progress {
         self.dropped.store(pipeline.dropped(), Ordering::Relaxed);
         self.held.store(pipeline.held(), Ordering::Relaxed);
         self.next.store(pipeline.next_index().get(), Ordering::Relaxed);
-        self.generation.store(pipeline.generation(), Ordering::Relaxed);
     }
 }
 
@@ -144,7 +147,14 @@ impl fmt::Debug for Output {
 #[derive(Debug)]
 pub enum QueueInput {
     /// Batches to give out; then everything up to `low` is known to the queue.
-    Batches(Vec<QueueBatch<Outgoing>>, RecordIndex),
+    Batches {
+        /// The batches.
+        batches: Vec<QueueBatch<Outgoing>>,
+        /// Everything up to here is in them or earlier ones, or was dropped.
+        low: RecordIndex,
+        /// The history that `low` belongs to.
+        generation: u16,
+    },
     /// A gap: to be told to every member.
     Gap(Outgoing),
     /// Whether the source has nothing more.
@@ -179,6 +189,7 @@ impl Worker {
     pub fn run(&mut self) {
         let mut told_end = None;
         self.progress.low.store(self.pipeline.low().get(), Ordering::Release);
+        self.progress.generation.store(self.pipeline.generation(), Ordering::Release);
         self.progress.note(&self.pipeline);
         while !self.stop.load(Ordering::Relaxed) {
             if !self.obey() {
@@ -254,17 +265,19 @@ impl Worker {
     fn note_low(&self) {
         let low = self.pipeline.low();
         let before = self.progress.low.swap(low.get(), Ordering::AcqRel);
+        self.progress.generation.store(self.pipeline.generation(), Ordering::Release);
         self.progress.note(&self.pipeline);
         if before != low.get()
             && let Output::Queue { inputs, waker, .. } = &self.output
         {
-            let _ = inputs.send(QueueInput::Batches(Vec::new(), low));
+            let generation = self.pipeline.generation();
+            let _ = inputs.send(QueueInput::Batches { batches: Vec::new(), low, generation });
             waker.wake();
         }
     }
 
     fn send(&mut self, mut message: Outgoing) {
-        let low = message.header.low;
+        let (low, generation) = (message.header.low, message.header.generation);
         self.progress.note_message(&message);
         match &self.output {
             Output::Broadcast { messages, waker } => {
@@ -279,7 +292,7 @@ impl Worker {
                 let input = if message.header.kind == Kind::Gap {
                     QueueInput::Gap(message)
                 } else {
-                    QueueInput::Batches(split_lanes(message, *lanes), low)
+                    QueueInput::Batches { batches: split_lanes(message, *lanes), low, generation }
                 };
                 if inputs.is_full() {
                     // Members are slower than the MDT: the reader is not to wait for them.
@@ -290,6 +303,7 @@ impl Worker {
             }
         }
         self.progress.low.store(low.get(), Ordering::Release);
+        self.progress.generation.store(generation, Ordering::Release);
         self.progress.note(&self.pipeline);
     }
 }

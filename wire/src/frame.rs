@@ -250,6 +250,11 @@ pub fn body_crc(body: &[u8]) -> u32 {
     crc32c::crc32c(body)
 }
 
+/// CRC-32C of what `crc` was made of, followed by `bytes`.
+pub fn add_crc(crc: u32, bytes: &[u8]) -> u32 {
+    crc32c::crc32c_append(crc, bytes)
+}
+
 /// First frame of a data message, and what a subscriber subscribes to: `<stream> NUL <MDT> NUL`.
 pub fn topic(stream: &str, mdt: &MdtName) -> Vec<u8> {
     let mut topic = Vec::with_capacity(stream.len() + mdt.as_str().len() + 2);

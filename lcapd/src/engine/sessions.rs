@@ -10,7 +10,7 @@ use tracing::{info, warn};
 
 use super::position::Position;
 use super::retention::Now;
-use super::{Effect, Engine, Peer, Reader};
+use super::{CatchUpStart, Effect, Engine, Peer, Reader};
 use crate::store::{Change, ReaderState};
 
 /// Silent for so many heartbeats, a session is over.
@@ -30,7 +30,7 @@ pub(super) struct Session {
     /// Where its data goes.
     data: Option<Peer>,
     /// First index wanted, until the first fetch.
-    pending_start: Option<RecordIndex>,
+    pending_start: Option<CatchUpStart>,
     told_end: bool,
     last_heard: Now,
 }
@@ -187,7 +187,15 @@ impl Engine {
             follow: op.follow,
             control: peer.clone(),
             data: None,
-            pending_start: Some(next),
+            pending_start: Some(CatchUpStart {
+                stream,
+                mdt,
+                from: next,
+                // It goes on where it was, here or in an earlier session.
+                continues: op.generation.is_some()
+                    || (op.from == 0 && watermark.is_some_and(|w| w > RecordIndex::ZERO)),
+                follow: op.follow,
+            }),
             told_end: false,
             last_heard: now,
         };
@@ -249,7 +257,7 @@ impl Engine {
             self.effects.push(Effect::Send(peer.clone(), lost.encode()));
             return Ok(());
         };
-        let (stream, mdt, follow) = (session.stream, session.mdt, session.follow);
+        let (stream, mdt) = (session.stream, session.mdt);
         let start = session.pending_start.take();
         session.data = Some(peer.clone());
         if self.streams[stream].setup.delivery == Delivery::Queue {
@@ -262,9 +270,8 @@ impl Engine {
             self.dispatch(stream, mdt);
             return Ok(());
         }
-        if let Some(from) = start {
-            let session = number;
-            self.effects.push(Effect::StartCatchUp { session, stream, mdt, from, follow });
+        if let Some(start) = start {
+            self.effects.push(Effect::StartCatchUp { session: number, start });
         }
         self.effects.push(Effect::Credit { session: number, upto: op.upto });
         Ok(())

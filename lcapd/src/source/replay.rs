@@ -205,6 +205,11 @@ impl Upstream for ReplayUpstream {
         Ok(Box::new(source))
     }
 
+    /// A trace may have been taken through a mask, or cut.
+    fn is_dense(&self) -> bool {
+        false
+    }
+
     fn clear(&self, upto: RecordIndex) -> Result<(), ClearError> {
         let newest = self.log.newest().map_err(|e| ClearError::Retry {
             what: "look for the newest record".into(),

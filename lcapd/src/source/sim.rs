@@ -107,6 +107,10 @@ impl Upstream for SimUpstream {
         Ok(Box::new(SimSource { log: Arc::clone(&self.log), generator }))
     }
 
+    fn is_dense(&self) -> bool {
+        self.log.options.gaps.is_none()
+    }
+
     fn clear(&self, upto: RecordIndex) -> Result<(), ClearError> {
         self.log.memory.clear(ONLY_USER, upto, self.log.newest())
     }

@@ -52,6 +52,11 @@ pub struct BadSourceUri {
 }
 
 impl SourceUri {
+    /// A real MDT, which is cleared on behalf of a registered changelog user.
+    pub fn needs_user(&self) -> bool {
+        matches!(self, Self::Device(_) | Self::Llapi)
+    }
+
     /// The MDT's log that it stands for. `user` is the registered changelog user to clear as;
     /// without one, nothing is ever cleared on a real MDT. Sources that play an MDT keep their
     /// state in `state_dir`.
