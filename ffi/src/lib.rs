@@ -4,6 +4,7 @@
 //! * [`record`]: the kernel's packed changelog record, borrowed from the buffer it came in.
 //! * [`text`]: one record as `lfs changelog` prints it.
 //! * [`device`]: what the changelog device needs and std lacks.
+//! * [`fuse`]: what serves files of our own in place of that device.
 //! * [`llapi`]: liblustreapi, opened at run time.
 //! * [`policy`]: the table that a policy library exports (`include/lcap_policy.h`).
 //! * [`zmq_frame`]: frames handed to libzmq without a copy.
@@ -11,6 +12,7 @@
 //! No other crate describes a foreign layout; those above this one see safe types only.
 
 pub mod device;
+pub mod fuse;
 pub mod llapi;
 pub mod name;
 pub mod record;
