@@ -3,6 +3,7 @@
 
 mod episode;
 mod generator;
+mod pack;
 
 use std::fmt;
 use std::num::NonZeroU64;
