@@ -1,7 +1,7 @@
 //! System calls for the changelog device that std lacks: its ioctl, `poll`, reads into spare room.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::time::Duration;
 
 /// Wait for new records at the log's end instead of reporting it (`CHANGELOG_FLAG_FOLLOW`).
@@ -46,24 +46,42 @@ impl Ready {
 /// # Errors
 /// The kernel's.
 pub fn poll(fd: BorrowedFd<'_>, timeout: Duration) -> io::Result<Ready> {
-    let millis = timeout.as_nanos().div_ceil(1_000_000);
-    let millis = libc::c_int::try_from(millis).unwrap_or(libc::c_int::MAX);
-    let mut entry = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-    // SAFETY: one entry, which lives through the call.
-    let rc = unsafe { libc::poll(&raw mut entry, 1, millis) };
+    poll_any([fd.as_raw_fd()], Some(timeout)).map(|[ready]| ready)
+}
+
+/// Waits for an event to read on any of the descriptors, at most for so long, or without limit;
+/// a signal counts as nothing. A negative descriptor stands for none.
+///
+/// # Errors
+/// The kernel's.
+pub fn poll_any<const N: usize>(
+    fds: [RawFd; N],
+    timeout: Option<Duration>,
+) -> io::Result<[Ready; N]> {
+    let millis = timeout.map_or(-1, |timeout| {
+        let millis = timeout.as_nanos().div_ceil(1_000_000);
+        libc::c_int::try_from(millis).unwrap_or(libc::c_int::MAX)
+    });
+    let mut entries = fds.map(|fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 });
+    let n_entries = libc::nfds_t::try_from(N).unwrap_or(libc::nfds_t::MAX);
+    // SAFETY: `N` entries, which live through the call. A descriptor that is closed is reported,
+    // and touches no memory.
+    let rc = unsafe { libc::poll(entries.as_mut_ptr(), n_entries, millis) };
     if rc < 0 {
         let error = io::Error::last_os_error();
         return match error.kind() {
-            io::ErrorKind::Interrupted => Ok(Ready::default()),
+            io::ErrorKind::Interrupted => Ok([Ready::default(); N]),
             _ => Err(error),
         };
     }
-    let has = |bit: libc::c_short| entry.revents & bit != 0;
-    Ok(Ready {
-        readable: has(libc::POLLIN),
-        hung_up: has(libc::POLLHUP),
-        failed: has(libc::POLLERR) || has(libc::POLLNVAL),
-    })
+    Ok(entries.map(|entry| {
+        let has = |bit: libc::c_short| entry.revents & bit != 0;
+        Ready {
+            readable: has(libc::POLLIN),
+            hung_up: has(libc::POLLHUP),
+            failed: has(libc::POLLERR) || has(libc::POLLNVAL),
+        }
+    }))
 }
 
 /// Reads once, at most `max` bytes, into the free capacity of `buf`; returns how many were added.

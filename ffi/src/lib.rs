@@ -7,6 +7,7 @@
 //! * [`text`]: one record as `lfs changelog` prints it.
 //! * [`repack`]: records in the shapes that liblustreapi gives them.
 //! * [`device`]: what the changelog device needs and std lacks.
+//! * [`fuse`]: what serves files of our own in place of that device.
 //! * [`llapi`]: liblustreapi, opened at run time.
 //! * [`policy`]: the table that a policy library exports (`include/lcap_policy.h`).
 //! * [`poll`]: waiting for descriptors by number.
@@ -17,6 +18,7 @@
 
 pub mod device;
 pub mod digits;
+pub mod fuse;
 pub mod llapi;
 pub mod name;
 pub mod nid;

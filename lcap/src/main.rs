@@ -16,6 +16,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use lcap::{record, sim};
 use lcapclient::Control;
 
 /// Read and manage the changelog streams that lcapd serves.
@@ -39,6 +40,10 @@ enum Command {
     Reader(reader::ReaderArgs),
     /// Show MDTs, streams and readers.
     Status(status::StatusArgs),
+    /// Write an MDT's records to a trace that `replay:` reads.
+    Record(record::RecordArgs),
+    /// Serve simulated MDTs as files that behave like changelog devices.
+    Sim(sim::SimArgs),
     /// Look at policy modules.
     Policy(policy::PolicyArgs),
     /// Run a daemon with simulated MDTs and a few clients, and prove that nothing is lost.
@@ -52,6 +57,8 @@ fn main() -> ExitCode {
         Command::Clear(args) => clear::run(&args),
         Command::Reader(args) => reader::run(&args),
         Command::Status(args) => status::run(&args),
+        Command::Record(args) => record::run(args),
+        Command::Sim(args) => sim::run(args),
         Command::Policy(args) => policy::run(&args),
         Command::Demo(args) => demo::run(&args),
     };

@@ -3,12 +3,14 @@
 
 mod episode;
 mod generator;
+mod pack;
 
 use std::fmt;
 use std::num::NonZeroU64;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use lcap_ffi::{MdtName, RecordIndex};
 
@@ -46,15 +48,9 @@ impl fmt::Display for SimOptions {
     }
 }
 
-/// A generated MDT.
+/// A generated MDT: which records exist now, and what was cleared.
 #[derive(Debug)]
-pub struct SimUpstream {
-    log: Arc<SimLog>,
-}
-
-/// What the MDT and every open log of it share.
-#[derive(Debug)]
-struct SimLog {
+pub struct SimMdt {
     options: SimOptions,
     generator: GeneratorOptions,
     memory: Memory,
@@ -62,13 +58,19 @@ struct SimLog {
     n_read: AtomicU64,
 }
 
-impl SimUpstream {
-    /// An MDT with that name, continuing what `state_dir` remembers of it.
+impl SimMdt {
+    /// An MDT with that name and those registered changelog users, continuing what `state_dir`
+    /// remembers of it.
     ///
     /// # Errors
     /// If its memory cannot be read or written.
-    pub fn new(options: SimOptions, mdt: &MdtName, state_dir: &Path) -> Result<Self, SourceError> {
-        let memory = Memory::open(state_dir, mdt, &format!("sim:{options}"), &[ONLY_USER])?;
+    pub fn new(
+        options: SimOptions,
+        mdt: &MdtName,
+        state_dir: &Path,
+        users: &[u32],
+    ) -> Result<Self, SourceError> {
+        let memory = Memory::open(state_dir, mdt, &format!("sim:{options}"), users)?;
         let clock = match options.rate {
             Some(rate) => Clock { start_ns: memory.started_ns(), rate: Some(rate) },
             None => Clock::default(),
@@ -79,18 +81,37 @@ impl SimUpstream {
             gaps: options.gaps,
             clock,
         };
-        Ok(Self { log: Arc::new(SimLog { options, generator, memory, n_read: 0.into() }) })
+        Ok(Self { options, generator, memory, n_read: 0.into() })
     }
-}
 
-impl SimLog {
-    /// How many records exist now.
-    fn n_existing(&self) -> u64 {
+    /// A generator at the first record that exists with an index of at least `from`.
+    pub fn generator_at(&self, from: RecordIndex) -> Generator {
+        let mut generator = Generator::new(self.generator);
+        generator.seek(from.max(self.memory.purged().next()));
+        generator
+    }
+
+    /// How many records were made until now, purged ones included.
+    pub fn n_existing(&self) -> u64 {
         let made = self.options.rate.map_or(u64::MAX, |rate| rate.n_records(self.memory.elapsed()));
         made.min(self.options.records.unwrap_or(u64::MAX))
     }
 
-    fn newest(&self) -> RecordIndex {
+    /// When the record with that ordinal is made, be it past; `None` if it never will, or if all
+    /// exist from the start.
+    pub fn due(&self, ordinal: u64) -> Option<Instant> {
+        let rate = self.options.rate?;
+        let expected = self.options.records.is_none_or(|n| ordinal < n);
+        expected.then(|| self.memory.moment(rate.due(ordinal)))
+    }
+
+    /// Notes that the records before that ordinal were read.
+    pub fn note_read(&self, ordinal: u64) {
+        self.n_read.fetch_max(ordinal, Ordering::Relaxed);
+    }
+
+    /// The newest record that exists, purged or not.
+    pub fn newest(&self) -> RecordIndex {
         let n = match self.n_existing() {
             u64::MAX => self.n_read.load(Ordering::Relaxed),
             n => n,
@@ -98,55 +119,71 @@ impl SimLog {
         let made = n.checked_sub(1).map_or(RecordIndex::ZERO, |last| self.generator.index(last));
         made.max(self.memory.purged())
     }
+
+    /// Clears for a user, as an MDT does.
+    ///
+    /// # Errors
+    /// [`ClearError`]; nothing was cleared then.
+    pub fn clear(&self, user: u32, upto: RecordIndex) -> Result<(), ClearError> {
+        self.memory.clear(user, upto, self.newest())
+    }
+}
+
+/// `sim:` as a source.
+#[derive(Debug)]
+pub struct SimUpstream {
+    mdt: Arc<SimMdt>,
+}
+
+impl SimUpstream {
+    /// As [`SimMdt::new`], with one changelog user.
+    ///
+    /// # Errors
+    /// If its memory cannot be read or written.
+    pub fn new(options: SimOptions, mdt: &MdtName, state_dir: &Path) -> Result<Self, SourceError> {
+        Ok(Self { mdt: Arc::new(SimMdt::new(options, mdt, state_dir, &[ONLY_USER])?) })
+    }
 }
 
 impl Upstream for SimUpstream {
     fn open(&self, from: RecordIndex) -> Result<Box<dyn ChangelogSource>, SourceError> {
-        let mut generator = Generator::new(self.log.generator);
-        generator.seek(from.max(self.log.memory.purged().next()));
-        Ok(Box::new(SimSource { log: Arc::clone(&self.log), generator }))
+        let generator = self.mdt.generator_at(from);
+        Ok(Box::new(SimSource { mdt: Arc::clone(&self.mdt), generator }))
     }
 
     fn is_dense(&self) -> bool {
-        self.log.options.gaps.is_none()
+        self.mdt.options.gaps.is_none()
     }
 
     fn clear(&self, upto: RecordIndex) -> Result<(), ClearError> {
-        self.log.memory.clear(ONLY_USER, upto, self.log.newest())
+        self.mdt.clear(ONLY_USER, upto)
     }
 }
 
 /// One open log of a generated MDT.
 #[derive(Debug)]
 struct SimSource {
-    log: Arc<SimLog>,
+    mdt: Arc<SimMdt>,
     generator: Generator,
 }
 
 impl ChangelogSource for SimSource {
     fn read(&mut self, buf: &mut Vec<u8>) -> Result<ReadOutcome, SourceError> {
-        let existing = self.log.n_existing();
-        let waiting = existing.saturating_sub(self.generator.ordinal());
+        let waiting = self.mdt.n_existing().saturating_sub(self.generator.ordinal());
         if waiting == 0 {
-            let more = self.log.options.records.is_none_or(|n| existing < n);
-            let on = match self.log.options.rate {
-                Some(rate) if more => {
-                    WaitFor::Until(self.log.memory.moment(rate.due(self.generator.ordinal())))
-                }
-                _ => WaitFor::Never,
-            };
+            let on = self.mdt.due(self.generator.ordinal()).map_or(WaitFor::Never, WaitFor::Until);
             return Ok(ReadOutcome::Wait { on, at_end: true });
         }
         let before = buf.len();
         self.generator.fill(buf, waiting);
-        self.log.n_read.fetch_max(self.generator.ordinal(), Ordering::Relaxed);
+        self.mdt.note_read(self.generator.ordinal());
         Ok(ReadOutcome::Bytes(buf.len() - before))
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, Instant};
+    use std::time::Duration;
 
     use super::super::MIN_READ_BYTES;
     use super::*;
@@ -231,11 +268,11 @@ mod tests {
             for record in record::records(&bytes) {
                 let record = record.unwrap();
                 let ns = record.seconds() * 1_000_000_000 + u64::from(record.nanoseconds());
-                assert_eq!(ns, sim.log.memory.started_ns() + n_seen * 5_000_000);
+                assert_eq!(ns, sim.mdt.memory.started_ns() + n_seen * 5_000_000);
                 n_seen += 1;
             }
             let WaitFor::Until(due) = on else { panic!("{on:?}") };
-            assert_eq!(due, sim.log.memory.moment(Duration::from_millis(n_seen * 5)));
+            assert_eq!(due, sim.mdt.memory.moment(Duration::from_millis(n_seen * 5)));
             std::thread::sleep(due.saturating_duration_since(Instant::now()));
         }
         drop(source);

@@ -7,16 +7,11 @@
 // Every number that is made smaller here is small by construction: places, lengths, digits.
 #![allow(clippy::cast_possible_truncation)]
 
-use std::io::Write;
-
-use lcap_ffi::record::{
-    CLF_EXTRA_FLAGS, CLF_JOBID, CLF_RENAME, CLF_VERSION, CLFE_NID, CLFE_NID_BE, CLFE_UIDGID,
-    CLFE_XATTR, JOBID_BYTES, NID_BYTES, RecordHead, RenameExt, UidGidExt, XATTR_BYTES,
-};
+use lcap_ffi::record::JOBID_BYTES;
 use lcap_ffi::{Fid, RecordType};
-use zerocopy::IntoBytes;
 
 use super::generator::GeneratorOptions;
+use super::pack::{Ext, Head, Job, MAX_NAME, Stamp, pack, write_into, write_name};
 
 /// Records of an episode.
 pub(super) const EPISODE_RECORDS: usize = 256;
@@ -45,9 +40,6 @@ mod hsm {
     pub(super) const EIO: u16 = 5;
 }
 
-const PREFIXES: [&str; 8] =
-    ["ckpt.", "run_", "out-", "part-r-", "snapshot_", "log.", "sample", "tile_x"];
-const SUFFIXES: [&str; 8] = [".dat", ".h5", ".nc", "", ".tmp", ".tar.gz", ".root", ".log"];
 const PROGRAMS: [&str; 6] = ["cp", "python3", "mpirun", "tar", "rsync", "bash"];
 const XATTRS: [&str; 4] = ["user.checksum", "user.color", "trusted.provenance", "user.md5"];
 
@@ -104,28 +96,6 @@ struct Node {
     archived: bool,
     dirty: bool,
     released: bool,
-}
-
-/// Jobid, extra flags, owner and NID, as they lie in every record of one job.
-#[derive(Clone, Copy, Debug)]
-struct Job {
-    ext: [u8; Job::BYTES],
-}
-
-impl Job {
-    const BYTES: usize = JOBID_BYTES + 8 + size_of::<UidGidExt>() + NID_BYTES;
-
-    fn new(jobid: &[u8], uid: u64, gid: u64, nid: [u8; 8]) -> Self {
-        let mut ext = [0; Self::BYTES];
-        ext[..jobid.len()].copy_from_slice(jobid);
-        let (_, rest) = ext.split_at_mut(JOBID_BYTES);
-        let (flags, rest) = rest.split_at_mut(8);
-        flags.copy_from_slice(&(CLFE_UIDGID | CLFE_NID | CLFE_NID_BE).to_ne_bytes());
-        let (owner, nid_area) = rest.split_at_mut(size_of::<UidGidExt>());
-        owner.copy_from_slice(UidGidExt { uid: uid.into(), gid: gid.into() }.as_bytes());
-        nid_area[..8].copy_from_slice(&nid);
-        Self { ext }
-    }
 }
 
 /// Who does it, by place in `Episode::jobs`.
@@ -651,20 +621,6 @@ impl Episode {
     }
 }
 
-#[derive(Clone, Copy)]
-struct Head {
-    rec_type: RecordType,
-    flags: u16,
-    target: Fid,
-    parent: Fid,
-}
-
-#[derive(Clone, Copy)]
-enum Ext<'a> {
-    Rename(Fid, Fid),
-    Xattr(&'a str),
-}
-
 /// Writing records.
 impl Episode {
     /// A record without a name.
@@ -695,301 +651,17 @@ impl Episode {
         self.emit(head, job, Some(Ext::Rename(source, source_parent)), &text[..new + 1 + old]);
     }
 
-    #[inline]
     fn emit(&mut self, head: Head, job: usize, ext: Option<Ext<'_>>, names: &[u8]) {
         let ordinal = self.place.number * EPISODE_RECORDS as u64 + self.ends.len() as u64;
-        let time_ns = self.place.options.clock.time_ns(ordinal);
-        let base = match ext {
-            Some(Ext::Rename(..)) => CLF_RENAME,
-            _ => CLF_VERSION,
+        let stamp = Stamp {
+            index: self.place.options.index(ordinal),
+            time_ns: self.place.options.clock.time_ns(ordinal),
         };
-        let with_jobid = job != SERVER;
-        let format = base | CLF_EXTRA_FLAGS | if with_jobid { CLF_JOBID } else { 0 };
-        let fixed = RecordHead {
-            name_len: (names.len() as u16).into(),
-            flags: (format | head.flags).into(),
-            rec_type: head.rec_type.0.into(),
-            index: self.place.options.index(ordinal).get().into(),
-            prev: 0.into(),
-            time: (((time_ns / 1_000_000_000) << 30) | (time_ns % 1_000_000_000)).into(),
-            target: head.target.into(),
-            parent: head.parent.into(),
-        };
-        let out = &mut self.bytes;
-        out.extend_from_slice(fixed.as_bytes());
-        if let Some(Ext::Rename(source, source_parent)) = ext {
-            let rename = RenameExt { source: source.into(), source_parent: source_parent.into() };
-            out.extend_from_slice(rename.as_bytes());
-        }
-        let common = &self.jobs[job].ext[if with_jobid { 0 } else { JOBID_BYTES }..];
-        let flags_at = out.len() + if with_jobid { JOBID_BYTES } else { 0 };
-        out.extend_from_slice(common);
-        if let Some(Ext::Xattr(name)) = ext {
-            let flags = CLFE_UIDGID | CLFE_NID | CLFE_NID_BE | CLFE_XATTR;
-            out[flags_at..flags_at + 8].copy_from_slice(&flags.to_ne_bytes());
-            let mut area = [0; XATTR_BYTES];
-            area[..name.len()].copy_from_slice(name.as_bytes());
-            out.extend_from_slice(&area);
-        }
-        out.extend_from_slice(names);
-        self.ends.push(out.len());
+        let job = (&self.jobs[job], job != SERVER);
+        pack(&mut self.bytes, stamp, head, job, ext, names);
+        self.ends.push(self.bytes.len());
     }
-}
-
-/// Longest name that [`write_name`] makes.
-const MAX_NAME: usize = 255;
-
-/// Formats into a buffer that is large enough; returns the length.
-fn write_into(buf: &mut [u8], text: std::fmt::Arguments<'_>) -> usize {
-    let room = buf.len();
-    let mut rest = buf;
-    // A text that does not fit is cut, which no caller lets happen.
-    let _ = rest.write_fmt(text);
-    room - rest.len()
-}
-
-/// The text of a name; returns its length. Most are plain, a few are what users come up with.
-#[inline]
-fn write_name(buf: &mut [u8], name: u32) -> usize {
-    let (look, number) = ((name >> 16) as usize, name & 0xffff);
-    let mut len = 0;
-    let mut put = |bytes: &[u8]| {
-        buf[len..len + bytes.len()].copy_from_slice(bytes);
-        len += bytes.len();
-    };
-    match look >> 8 {
-        0 => put(b"line\nfeed "),
-        1 => put(b"latin1-\xe9t\xe9-"),
-        2 => put("été-漢字-".as_bytes()),
-        3 if look & 0xf == 0 => put(&[b'x'; 240]),
-        _ => put(PREFIXES[look & 7].as_bytes()),
-    }
-    let mut digits = [b'0'; 5];
-    let mut rest = number;
-    for digit in digits.iter_mut().rev() {
-        *digit = b'0' + (rest % 10) as u8;
-        rest /= 10;
-    }
-    put(&digits);
-    put(SUFFIXES[look >> 3 & 7].as_bytes());
-    len
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::{BTreeMap, HashMap};
-
-    use lcap_ffi::Record;
-    use lcap_ffi::record;
-
-    use super::super::Generator;
-    use super::*;
-
-    /// A directory tree that is told only what the records say.
-    #[derive(Default)]
-    struct Tree {
-        entries: BTreeMap<(Fid, Vec<u8>), Fid>,
-        objects: HashMap<Fid, Object>,
-    }
-
-    #[derive(Clone, Copy, Default)]
-    struct Object {
-        n_links: u32,
-        n_children: u32,
-        is_dir: bool,
-        archived: bool,
-    }
-
-    impl Tree {
-        fn new() -> Self {
-            let mut tree = Self::default();
-            let root = Object { is_dir: true, n_links: 1, ..Object::default() };
-            tree.objects.insert(ROOT, root);
-            tree
-        }
-
-        fn link(&mut self, parent: Fid, name: &[u8], fid: Fid) {
-            assert!(!name.is_empty() && !name.contains(&0) && !name.contains(&b'/'));
-            let dir = self.objects.get_mut(&parent).expect("the parent exists");
-            assert!(dir.is_dir);
-            dir.n_children += 1;
-            let old = self.entries.insert((parent, name.to_vec()), fid);
-            assert_eq!(old, None, "the name was free");
-            self.objects.get_mut(&fid).expect("the object exists").n_links += 1;
-        }
-
-        /// Removes a name, and checks the flags that a record gave for its object.
-        fn unlink(&mut self, parent: Fid, name: &[u8], fid: Fid, flags: u16) {
-            let old = self.entries.remove(&(parent, name.to_vec()));
-            assert_eq!(old, Some(fid), "the name was that object's");
-            self.objects.get_mut(&parent).expect("the parent exists").n_children -= 1;
-            let object = self.objects.get_mut(&fid).expect("the object exists");
-            object.n_links -= 1;
-            let last = object.n_links == 0;
-            assert_eq!(flags & 1 != 0, last, "the last-link flag");
-            assert_eq!(flags & 2 != 0, last && object.archived, "the archive flag");
-            assert_eq!(object.n_children, 0, "a directory that goes is empty");
-            if last {
-                self.objects.remove(&fid);
-            }
-        }
-
-        fn is_below(&self, mut fid: Fid, ancestor: Fid) -> bool {
-            while fid != ROOT {
-                if fid == ancestor {
-                    return true;
-                }
-                let ((parent, _), _) =
-                    self.entries.iter().find(|&(_, &f)| f == fid).expect("every one has a parent");
-                fid = *parent;
-            }
-            false
-        }
-
-        fn apply(&mut self, rec: &Record<'_>) {
-            let (target, parent, flags) = (rec.target(), rec.parent(), rec.type_flags());
-            match rec.rec_type() {
-                RecordType::CREATE
-                | RecordType::MKDIR
-                | RecordType::SOFTLINK
-                | RecordType::MKNOD => {
-                    let is_dir = rec.rec_type() == RecordType::MKDIR;
-                    let old = self.objects.insert(target, Object { is_dir, ..Object::default() });
-                    assert!(old.is_none(), "the FID is new");
-                    self.link(parent, rec.name(), target);
-                }
-                RecordType::HARDLINK => self.link(parent, rec.name(), target),
-                RecordType::UNLINK | RecordType::RMDIR => {
-                    assert_eq!(self.objects[&target].is_dir, rec.rec_type() == RecordType::RMDIR);
-                    self.unlink(parent, rec.name(), target, flags);
-                }
-                RecordType::RENAME => self.rename(rec),
-                RecordType::MIGRATE => {
-                    let source = rec.source().unwrap();
-                    let object = self.objects.remove(&source).expect("the object exists");
-                    assert!(self.objects.insert(target, object).is_none(), "the FID is new");
-                    let key = (parent, rec.source_name().unwrap().to_vec());
-                    assert_eq!(self.entries.insert(key, target), Some(source));
-                }
-                RecordType::HSM => {
-                    let object = self.objects.get_mut(&target).expect("the object exists");
-                    let (event, error) = (flags & 0x380, flags & 0x7f);
-                    match event {
-                        hsm::ARCHIVE if error == 0 => object.archived = true,
-                        hsm::REMOVE if error == 0 => object.archived = false,
-                        hsm::RELEASE | hsm::RESTORE | hsm::REMOVE => assert!(object.archived),
-                        _ => {}
-                    }
-                }
-                _ => assert!(self.objects.contains_key(&target), "the object exists"),
-            }
-        }
-
-        fn rename(&mut self, rec: &Record<'_>) {
-            let (source, old_dir) = (rec.source().unwrap(), rec.source_parent().unwrap());
-            let old = rec.source_name().unwrap();
-            assert!(!self.is_below(rec.parent(), source), "not into itself");
-            if rec.target().is_zero() {
-                assert_eq!(rec.type_flags(), 0);
-            } else {
-                assert_eq!(
-                    self.objects[&rec.target()].is_dir,
-                    self.objects[&source].is_dir,
-                    "files over files, directories over directories"
-                );
-                self.unlink(rec.parent(), rec.name(), rec.target(), rec.type_flags());
-            }
-            let was = self.entries.remove(&(old_dir, old.to_vec()));
-            assert_eq!(was, Some(source), "the old name was that object's");
-            self.objects.get_mut(&old_dir).expect("the old parent exists").n_children -= 1;
-            self.objects.get_mut(&source).expect("the object exists").n_links -= 1;
-            self.link(rec.parent(), rec.name(), source);
-        }
-    }
-
-    #[test]
-    fn every_record_applies_to_the_tree_that_those_before_it_left() {
-        for seed in 0..8 {
-            for mdt_index in [0, 3] {
-                let mut tree = Tree::new();
-                let options = GeneratorOptions { seed, mdt_index, ..Default::default() };
-                let mut generator = Generator::new(options);
-                for _ in 0..60 * EPISODE_RECORDS {
-                    let (rec, rest) = record::split_first(generator.next_record()).unwrap();
-                    assert!(rest.is_empty());
-                    tree.apply(&rec);
-                }
-                // Three of four episodes clean up behind themselves.
-                assert!(tree.objects.len() < 60 * 12, "{}", tree.objects.len());
-            }
-        }
-    }
-
-    #[test]
-    fn the_mix_is_that_of_a_file_system_at_work() {
-        let mut seen: BTreeMap<(RecordType, u16), usize> = BTreeMap::new();
-        let (mut n_bytes, n) = (0, 200 * EPISODE_RECORDS);
-        let mut generator = Generator::new(GeneratorOptions::default());
-        for ordinal in 0..n as u64 {
-            let bytes = generator.next_record();
-            n_bytes += bytes.len();
-            let (rec, _) = record::split_first(bytes).unwrap();
-            assert_eq!(rec.index().get(), ordinal + 1);
-            let is_rename = matches!(rec.rec_type(), RecordType::RENAME | RecordType::MIGRATE);
-            assert_eq!(
-                rec.flags() & (CLF_VERSION | CLF_RENAME),
-                if is_rename { CLF_RENAME } else { CLF_VERSION }
-            );
-            let want = if rec.rec_type() == RecordType::SETXATTR { 0x1b } else { 0x13 };
-            assert_eq!(rec.extra_flags(), Some(want));
-            assert_eq!(
-                rec.jobid().is_none(),
-                rec.nid() == Some(lcap_ffi::record::Nid::Large([0; 20]))
-            );
-            *seen.entry((rec.rec_type(), rec.type_flags())).or_default() += 1;
-        }
-        let of_type = |t| seen.iter().filter(|((s, _), _)| *s == t).map(|(_, n)| n).sum::<usize>();
-        for t in [
-            RecordType::CREATE,
-            RecordType::MKDIR,
-            RecordType::HARDLINK,
-            RecordType::SOFTLINK,
-            RecordType::MKNOD,
-            RecordType::UNLINK,
-            RecordType::RMDIR,
-            RecordType::RENAME,
-            RecordType::CLOSE,
-            RecordType::LAYOUT,
-            RecordType::TRUNC,
-            RecordType::SETATTR,
-            RecordType::SETXATTR,
-            RecordType::HSM,
-            RecordType::MIGRATE,
-            RecordType::FLRW,
-            RecordType::RESYNC,
-        ] {
-            assert!(of_type(t) > 20, "{t}: {}", of_type(t));
-        }
-        for (t, flags) in [
-            (RecordType::UNLINK, 0),
-            (RecordType::UNLINK, 1),
-            (RecordType::UNLINK, 3),
-            (RecordType::RENAME, 0),
-            (RecordType::RENAME, 1),
-            (RecordType::RENAME, 3),
-            (RecordType::HSM, 0),
-            (RecordType::HSM, 0x7d),
-            (RecordType::HSM, 0x80),
-            (RecordType::HSM, 0x85),
-            (RecordType::HSM, 0x180),
-            (RecordType::HSM, 0x200),
-            (RecordType::HSM, 0x280),
-            (RecordType::HSM, 0x680),
-        ] {
-            assert!(seen.contains_key(&(t, flags)), "{t} {flags:#x}");
-        }
-        let mean = n_bytes / n;
-        assert!((155..=180).contains(&mean), "mean size {mean}");
-        assert!(of_type(RecordType::MIGRATE) < n / 200);
-    }
-}
+mod tests;

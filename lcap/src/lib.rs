@@ -1,0 +1,6 @@
+//! The command-line tool as a library: one module per subcommand.
+#![forbid(unsafe_code)]
+
+pub mod record;
+pub mod scratch;
+pub mod sim;
