@@ -57,8 +57,8 @@ fn main() -> ExitCode {
         Command::Clear(args) => clear::run(&args),
         Command::Reader(args) => reader::run(&args),
         Command::Status(args) => status::run(&args),
-        Command::Record(args) => record::run(args),
-        Command::Sim(args) => sim::run(args),
+        Command::Record(args) => record::run(&args),
+        Command::Sim(args) => sim::run(&args),
         Command::Policy(args) => policy::run(&args),
         Command::Demo(args) => demo::run(&args),
     };
