@@ -8,7 +8,7 @@ use clap::Args;
 use lcap_ffi::record::split_first;
 use lcap_ffi::{MdtName, Record, RecordIndex, text};
 use lcap_wire::json;
-use lcapclient::{Builder, ClientError};
+use lcapclient::{Builder, Client, ClientError};
 
 /// Output gathers up to this size before it is written.
 const OUTPUT_BYTES: usize = 64 << 10;
@@ -21,6 +21,9 @@ pub(crate) struct ChangelogArgs {
     /// One JSON object per record.
     #[arg(long)]
     json: bool,
+    /// Acknowledge what was printed: for the reader, or as a member of a queue.
+    #[arg(long)]
+    ack: bool,
     /// Stream to read [default: LCAP_STREAM, or changelog].
     #[arg(long)]
     stream: Option<String>,
@@ -56,6 +59,7 @@ pub(crate) fn run(args: &ChangelogArgs) -> Result<()> {
             // Nothing is there: what has gathered goes out before we wait.
             Err(ClientError::WouldBlock) => {
                 flush(&mut out)?;
+                acknowledge(&mut client, args.ack)?;
                 client.recv_range(true)?
             }
             other => other?,
@@ -73,9 +77,19 @@ pub(crate) fn run(args: &ChangelogArgs) -> Result<()> {
         }
         if out.len() >= OUTPUT_BYTES {
             flush(&mut out)?;
+            acknowledge(&mut client, args.ack)?;
         }
     }
-    flush(&mut out)
+    flush(&mut out)?;
+    acknowledge(&mut client, args.ack)
+}
+
+/// Settles everything that was printed.
+fn acknowledge(client: &mut Client, ack: bool) -> Result<()> {
+    if ack {
+        client.clear(RecordIndex::ZERO)?;
+    }
+    Ok(())
 }
 
 fn flush(out: &mut Vec<u8>) -> Result<()> {

@@ -32,7 +32,7 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Print the records of an MDT as `lfs changelog` does. Acknowledges nothing.
+    /// Print the records of an MDT as `lfs changelog` does. Acknowledges nothing unless told to.
     Changelog(changelog::ChangelogArgs),
     /// Acknowledge records up to an index on behalf of a registered reader.
     Clear(clear::ClearArgs),

@@ -317,3 +317,267 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use crossbeam_channel::{Receiver, unbounded};
+
+    use super::*;
+    use crate::log::Lookup;
+    use crate::source::{ChangelogSource, ClearError};
+
+    /// An MDT that does what a real one was seen to do: loses transactions in a crash, counts from
+    /// 1 again, purges records, and answers a restart with an error on every open descriptor.
+    #[derive(Clone, Debug, Default)]
+    struct FakeMdt(Arc<Mutex<MdtState>>);
+
+    #[derive(Debug, Default)]
+    struct MdtState {
+        /// Index and what it says.
+        records: Vec<(u64, String)>,
+        restarts: u32,
+        readers: Vec<Waker>,
+    }
+
+    #[derive(Debug)]
+    struct FakeLog {
+        mdt: FakeMdt,
+        next: u64,
+        restarts: u32,
+    }
+
+    impl FakeMdt {
+        fn change(&self, change: impl FnOnce(&mut Vec<(u64, String)>)) {
+            let mut state = self.0.lock().unwrap();
+            change(&mut state.records);
+            state.readers.iter().for_each(Waker::wake);
+        }
+
+        fn add(&self, indexes: std::ops::RangeInclusive<u64>, says: &str) {
+            self.change(|records| records.extend(indexes.map(|i| (i, format!("{says}{i}")))));
+        }
+
+        fn restart(&self, change: impl FnOnce(&mut Vec<(u64, String)>)) {
+            let mut state = self.0.lock().unwrap();
+            change(&mut state.records);
+            state.restarts += 1;
+            state.readers.iter().for_each(Waker::wake);
+        }
+    }
+
+    impl Upstream for FakeMdt {
+        fn open(&self, from: RecordIndex) -> Result<Box<dyn ChangelogSource>, SourceError> {
+            let restarts = self.0.lock().unwrap().restarts;
+            Ok(Box::new(FakeLog { mdt: self.clone(), next: from.get(), restarts }))
+        }
+
+        fn clear(&self, _: RecordIndex) -> Result<(), ClearError> {
+            Ok(())
+        }
+    }
+
+    impl ChangelogSource for FakeLog {
+        fn read(&mut self, buf: &mut Vec<u8>) -> Result<ReadOutcome, SourceError> {
+            let state = self.mdt.0.lock().unwrap();
+            if state.restarts != self.restarts {
+                let source = io::Error::from_raw_os_error(libc::EIO);
+                return Err(SourceError::Io { action: "read", what: "the device".into(), source });
+            }
+            let before = buf.len();
+            for (index, says) in state.records.iter().filter(|(index, _)| *index >= self.next) {
+                buf.extend_from_slice(&packed(*index, says));
+            }
+            if buf.len() == before {
+                let on = WaitFor::Until(Instant::now() + Duration::from_secs(60));
+                return Ok(ReadOutcome::Wait { on, at_end: true });
+            }
+            self.next = state.records.last().map_or(1, |(index, _)| index + 1);
+            Ok(ReadOutcome::Bytes(buf.len() - before))
+        }
+    }
+
+    fn packed(index: u64, says: &str) -> Vec<u8> {
+        let mut bytes = vec![0_u8; 64];
+        bytes[..2].copy_from_slice(&u16::try_from(says.len()).unwrap().to_ne_bytes());
+        bytes[2..4].copy_from_slice(&0x1000_u16.to_ne_bytes());
+        bytes[4..8].copy_from_slice(&1_u32.to_ne_bytes());
+        bytes[8..16].copy_from_slice(&index.to_ne_bytes());
+        bytes.extend_from_slice(says.as_bytes());
+        bytes
+    }
+
+    /// A reader thread on a fake MDT, and a follower of its log.
+    struct Run {
+        mdt: FakeMdt,
+        log: Arc<MdtLog>,
+        place: Arc<crate::log::Place>,
+        serial: u64,
+        waker: Waker,
+        outcomes: Receiver<Outcome>,
+        stop: Arc<AtomicBool>,
+        reader: Waker,
+        thread: Option<std::thread::JoinHandle<()>>,
+    }
+
+    impl Run {
+        fn start(mdt: &FakeMdt, next: u64, known: Vec<Digest>) -> Self {
+            let (reader_waker, waker) = (Waker::new().unwrap(), Waker::new().unwrap());
+            mdt.0.lock().unwrap().readers.push(reader_waker.clone());
+            let next = RecordIndex::new(next);
+            let log = Arc::new(MdtLog::new(1 << 20, next, 0, reader_waker.clone()));
+            let (send, outcomes) = unbounded();
+            let stop = Arc::new(AtomicBool::new(false));
+            let mut reader = Reader {
+                mdt_at: 0,
+                mdt: "fake-MDT0000".parse().unwrap(),
+                upstream: Arc::new(mdt.clone()),
+                log: Arc::clone(&log),
+                stats: Arc::default(),
+                read_bytes: 1 << 16,
+                known,
+                outcomes: send,
+                engine: waker.clone(),
+                waker: reader_waker.clone(),
+                stop: Arc::clone(&stop),
+            };
+            let thread = Some(std::thread::spawn(move || reader.run()));
+            let place = log.follow(waker.clone());
+            let (mdt, reader) = (mdt.clone(), reader_waker);
+            Self { mdt, log, place, serial: 0, waker, outcomes, stop, reader, thread }
+        }
+
+        /// What the log says until the record with that text has come.
+        fn until(&mut self, last: &str) -> Vec<String> {
+            let mut said = Vec::new();
+            while said.last().map(String::as_str) != Some(last) {
+                match self.log.get(&self.place, self.serial) {
+                    Lookup::Found(Entry::Records(batch), next) => {
+                        let names = batch.records().map(|r| r.name().to_vec());
+                        said.extend(names.map(|name| String::from_utf8(name).unwrap()));
+                        self.serial = next;
+                    }
+                    Lookup::Found(Entry::Gap(gap), next) => {
+                        let kind = if gap.rewinds { "again from" } else { "lost" };
+                        said.push(format!("{kind} {}-{}", gap.first, gap.last));
+                        self.serial = next;
+                    }
+                    Lookup::Head { at_end } => {
+                        let (log, serial) = (&self.log, self.serial);
+                        self.waker.sleep(None, None, || log.has_news(serial, at_end));
+                    }
+                    Lookup::Dropped => panic!("the log is large enough"),
+                }
+            }
+            said
+        }
+    }
+
+    impl Drop for Run {
+        fn drop(&mut self) {
+            self.stop.store(true, Ordering::Relaxed);
+            self.reader.wake();
+            self.thread.take().unwrap().join().unwrap();
+        }
+    }
+
+    #[test]
+    fn a_clean_restart_changes_nothing() {
+        let mdt = FakeMdt::default();
+        mdt.add(1..=5, "a");
+        let mut run = Run::start(&mdt, 1, Vec::new());
+        run.until("a5");
+        mdt.restart(|_| ());
+        mdt.add(6..=7, "a");
+        assert_eq!(run.until("a7"), ["a6", "a7"]);
+        assert!(run.outcomes.is_empty());
+    }
+
+    #[test]
+    fn indexes_issued_again_are_delivered_as_a_new_history() {
+        let mdt = FakeMdt::default();
+        mdt.add(1..=9, "a");
+        let mut run = Run::start(&mdt, 1, Vec::new());
+        run.until("a9");
+        mdt.restart(|records| {
+            records.truncate(6);
+            records.extend((7..=8).map(|i| (i, format!("b{i}"))));
+        });
+        assert_eq!(run.until("b8"), ["again from 7-0", "b7", "b8"]);
+        let Ok(Outcome::Gap { gap, .. }) = run.outcomes.try_recv() else { panic!("not told") };
+        assert_eq!((gap.first, gap.generation, gap.rewinds), (RecordIndex::new(7), 1, true));
+        assert_eq!(run.log.head(), (RecordIndex::new(9), 1));
+    }
+
+    #[test]
+    fn a_lower_head_is_noticed_before_anything_new_comes() {
+        let mdt = FakeMdt::default();
+        mdt.add(1..=9, "a");
+        let mut run = Run::start(&mdt, 1, Vec::new());
+        run.until("a9");
+        mdt.restart(|records| records.truncate(6));
+        assert_eq!(run.until("again from 7-0"), ["again from 7-0"]);
+        mdt.add(7..=7, "b");
+        assert_eq!(run.until("b7"), ["b7"]);
+    }
+
+    #[test]
+    fn counting_from_1_again_is_noticed() {
+        let mdt = FakeMdt::default();
+        mdt.add(100..=105, "a");
+        let mut run = Run::start(&mdt, 1, Vec::new());
+        run.until("a105");
+        mdt.restart(Vec::clear);
+        mdt.add(1..=2, "b");
+        assert_eq!(run.until("b2"), ["again from 1-0", "b1", "b2"]);
+    }
+
+    #[test]
+    fn a_cleared_log_is_no_new_history() {
+        let mdt = FakeMdt::default();
+        mdt.add(1..=5, "a");
+        let mut run = Run::start(&mdt, 1, Vec::new());
+        run.until("a5");
+        mdt.restart(Vec::clear);
+        mdt.add(6..=6, "a");
+        assert_eq!(run.until("a6"), ["a6"]);
+    }
+
+    #[test]
+    fn purged_records_are_told_and_do_not_stop_the_stream() {
+        let mdt = FakeMdt::default();
+        mdt.add(1..=5, "a");
+        let mut run = Run::start(&mdt, 1, Vec::new());
+        run.until("a5");
+        mdt.restart(Vec::clear);
+        mdt.add(9..=10, "a");
+        assert_eq!(run.until("a10"), ["lost 6-8", "a9", "a10"]);
+        mdt.add(12..=12, "a");
+        assert_eq!(run.until("a12"), ["lost 11-11", "a12"], "also while it is read");
+    }
+
+    #[test]
+    fn what_an_earlier_life_read_is_compared_too() {
+        let mdt = FakeMdt::default();
+        mdt.add(1..=9, "a");
+        let run = &mut Run::start(&mdt, 1, Vec::new());
+        run.until("a9");
+        let known = run.log.tail(4);
+        // Everything up to 7 was settled when the daemon died; then the MDT crashed, too.
+        mdt.restart(|records| {
+            records.truncate(8);
+            records.push((9, "b9".to_owned()));
+        });
+        let mut second = Run::start(&run.mdt, 8, known);
+        assert_eq!(second.until("b9"), ["a8", "again from 9-0", "b9"]);
+    }
+
+    #[test]
+    fn the_oldest_record_may_have_any_number() {
+        let mdt = FakeMdt::default();
+        mdt.add(66_948..=66_950, "a");
+        let mut run = Run::start(&mdt, 1, Vec::new());
+        assert_eq!(run.until("a66950"), ["a66948", "a66949", "a66950"]);
+    }
+}
