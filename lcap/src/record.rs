@@ -113,6 +113,9 @@ fn copy(
                     return Ok(n);
                 }
             }
+            ReadOutcome::Lost { first, last } => {
+                eprintln!("lcap: records {first} to {last} are gone; the trace goes on after them");
+            }
             ReadOutcome::Ended if args.until_end => return Ok(n),
             ReadOutcome::Ended => {
                 bail!("this kernel cannot follow the changelog; use --until-end")

@@ -2,14 +2,16 @@
 #![forbid(unsafe_code)]
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crossbeam_channel::{Receiver, Sender};
 use lcap_ffi::{MdtName, RecordIndex};
-use tracing::debug;
+use tracing::{debug, error};
 
-use crate::reader::chain;
+use crate::log::{Entry, Gap, MdtLog};
+use crate::reader::{ReaderStats, chain};
 use crate::server::Outcome;
-use crate::source::Upstream;
+use crate::source::{ClearError, Upstream};
 use crate::wake::Waker;
 
 /// The thread's state.
@@ -21,6 +23,12 @@ pub struct Clearer {
     pub mdt: MdtName,
     /// Its log.
     pub upstream: Arc<dyn Upstream>,
+    /// Where consumers are told of lost records.
+    pub log: Arc<MdtLog>,
+    /// Counts gaps.
+    pub stats: Arc<ReaderStats>,
+    /// The MDT did not know our user when it was asked last.
+    pub evicted: bool,
     /// What to clear. It ends when the other side is dropped.
     pub clears: Receiver<RecordIndex>,
     /// What became of it.
@@ -33,10 +41,34 @@ impl Clearer {
     /// Clears as it is told, until there is nobody left to tell it.
     pub fn run(&mut self) {
         while let Ok(upto) = self.clears.recv() {
-            let result = self.upstream.clear(upto).map_err(|error| chain(&error));
+            let result = self.upstream.clear(upto);
+            match &result {
+                Err(error @ ClearError::NoUser { .. }) => self.tell_eviction(error),
+                Err(_) => {}
+                Ok(()) => self.evicted = false,
+            }
+            let result = result.map_err(|error| chain(&error));
             debug!(mdt = %self.mdt, upto = upto.get(), ok = result.is_ok(), "cleared");
             let _ = self.outcomes.send(Outcome::Cleared { mdt: self.mdt_at, upto, result });
             self.waker.wake();
         }
+    }
+
+    /// Lustre has deregistered our user (it was idle for too long, or the MDT ran out of space, or
+    /// somebody did it by hand): while nobody is registered, events leave no trace at all.
+    fn tell_eviction(&mut self, error: &ClearError) {
+        if std::mem::replace(&mut self.evicted, true) {
+            return;
+        }
+        error!(
+            mdt = %self.mdt, error = chain(error),
+            "our changelog user is gone: records may be lost from here on and none is cleared; \
+             register one on the MDS (lctl changelog_register), give it in the configuration, \
+             restart, and rescan; consumers are told"
+        );
+        let (next, generation) = self.log.head();
+        let gap = Gap { first: next, last: RecordIndex::ZERO, generation, rewinds: false };
+        self.stats.gaps.fetch_add(1, Ordering::Relaxed);
+        self.log.push(Entry::Gap(gap), &AtomicBool::new(false));
     }
 }

@@ -195,6 +195,10 @@ impl Follower {
         let mut buf = Vec::with_capacity(self.read_bytes);
         let outcome = source.read(&mut buf).inspect_err(|_| self.mode = Mode::Lost)?;
         match outcome {
+            ReadOutcome::Lost { first, last } => {
+                let gap = Gap { first, last, generation: self.generation, rewinds: false };
+                Ok(self.take(Entry::Gap(gap)).unwrap_or(Step::Head { at_end: false }))
+            }
             ReadOutcome::Wait { on, at_end } => Ok(Step::Wait { on, at_end }),
             ReadOutcome::Ended => {
                 // This handle has had its day; open another after a pause.

@@ -146,6 +146,7 @@ impl Reader {
                     }
                     self.wait(on, at_end);
                 }
+                ReadOutcome::Lost { first, last } => self.tell_gap(first, last),
                 ReadOutcome::Ended => {
                     self.see_end(&mut place);
                     self.wait(WaitFor::Until(Instant::now() + REOPEN_PAUSE), true);
@@ -248,8 +249,20 @@ impl Reader {
         self.log.push(Entry::Gap(gap), &self.stop);
     }
 
+    /// Records are gone; the stream goes on.
+    fn tell_gap(&self, first: RecordIndex, last: RecordIndex) {
+        error!(
+            mdt = %self.mdt, first = first.get(), last = last.get(),
+            "records were lost before they could be read; consumers are told"
+        );
+        let (_, generation) = self.log.head();
+        let gap = Gap { first, last, generation, rewinds: false };
+        self.stats.gaps.fetch_add(1, Ordering::Relaxed);
+        self.log.push(Entry::Gap(gap), &self.stop);
+    }
+
     fn append(&self, batch: Batch) {
-        let (next, generation) = self.log.head();
+        let (next, _) = self.log.head();
         let batch = if batch.last() < next {
             return;
         } else if batch.first() < next {
@@ -262,14 +275,7 @@ impl Reader {
         // record that it has may have any number.
         let knows_before = next > RecordIndex::new(1);
         for (first, last) in missing(&batch, next, knows_before, self.upstream.is_dense()) {
-            warn!(
-                mdt = %self.mdt, first = first.get(), last = last.get(),
-                "records are gone before they could be read; consumers are told"
-            );
-            let gap = Gap { first, last, generation, rewinds: false };
-            let _ = self.outcomes.send(Outcome::Gap { mdt: self.mdt_at, gap });
-            self.stats.gaps.fetch_add(1, Ordering::Relaxed);
-            self.log.push(Entry::Gap(gap), &self.stop);
+            self.tell_gap(first, last);
         }
         self.stats.at_end.store(false, Ordering::Relaxed);
         self.stats.records.fetch_add(batch.len() as u64, Ordering::Relaxed);

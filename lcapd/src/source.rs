@@ -13,6 +13,7 @@ pub mod device;
 pub mod emulated;
 mod end;
 pub mod llapi;
+pub mod relay;
 pub mod replay;
 pub mod sim;
 pub mod trace;
@@ -41,6 +42,13 @@ pub enum ReadOutcome {
         /// Every record that existed when the source was opened, or when
         /// [`ask_end`](ChangelogSource::ask_end) was last called, has been read.
         at_end: bool,
+    },
+    /// Records are gone that this source knows of; `last` is zero if it is not known how many.
+    Lost {
+        /// First index that is missing.
+        first: RecordIndex,
+        /// Last index that is missing, or zero.
+        last: RecordIndex,
     },
     /// The log's end, and this open log will never give more although the MDT may: pause, then
     /// open another at the next index. (A kernel that cannot follow.)

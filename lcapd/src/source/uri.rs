@@ -12,6 +12,7 @@ use lcap_ffi::MdtName;
 use super::device::DeviceUpstream;
 use super::emulated::Rate;
 use super::llapi::LlapiUpstream;
+use super::relay::RelayUpstream;
 use super::replay::{Pace, ReplayUpstream};
 use super::sim::{SimOptions, SimUpstream};
 use super::{SourceError, Upstream};
@@ -52,9 +53,9 @@ pub struct BadSourceUri {
 }
 
 impl SourceUri {
-    /// A real MDT, which is cleared on behalf of a registered changelog user.
+    /// It is cleared on behalf of a registered changelog user, or of a reader of another lcapd.
     pub fn needs_user(&self) -> bool {
-        matches!(self, Self::Device(_) | Self::Llapi)
+        matches!(self, Self::Device(_) | Self::Llapi | Self::Relay { .. })
     }
 
     /// The MDT's log that it stands for. `user` is the registered changelog user to clear as;
@@ -77,7 +78,9 @@ impl SourceUri {
                 Arc::new(ReplayUpstream::new(path, *pace, *repeat, mdt, state_dir)?)
             }
             Self::Sim(options) => Arc::new(SimUpstream::new(*options, mdt, state_dir)?),
-            Self::Relay { .. } => return Err(SourceError::Unsupported(self.to_string())),
+            Self::Relay { endpoint, stream } => {
+                Arc::new(RelayUpstream::new(endpoint, stream, mdt, user))
+            }
         })
     }
 }
