@@ -102,7 +102,7 @@ fn read_to_end(source: &mut dyn ChangelogSource) -> Result<Vec<u8>, SourceError>
             }
             ReadOutcome::Wait { at_end: true, .. } => return Ok(all),
             ReadOutcome::Wait { on, .. } => wait(on),
-            ReadOutcome::Ended => panic!("a following log does not end"),
+            ReadOutcome::Ended | ReadOutcome::Lost { .. } => panic!("a following log does not end"),
         }
     }
 }
