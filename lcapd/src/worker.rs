@@ -46,13 +46,22 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// What acknowledgements need to know of it, and of which history. That is read first, and
-    /// written last: what is said of a new history is never an old one's.
+    /// What acknowledgements need to know of it, and of which history: that is written last and
+    /// read first, so what is said of a new history is never an old one's. Of the two indexes,
+    /// `highest` is written first and read last: `low` beside a `highest` from before it would say
+    /// that what was just sent had been dropped by a policy.
     pub fn sent_state(&self) -> (Sent, u16) {
         let generation = self.generation.load(Ordering::Acquire);
-        let highest = RecordIndex::new(self.highest.load(Ordering::Acquire));
         let low = RecordIndex::new(self.low.load(Ordering::Acquire));
+        let highest = RecordIndex::new(self.highest.load(Ordering::Acquire));
         (Sent { low, highest }, generation)
+    }
+
+    /// The worker begins after `low`. What lies before it was sent in an earlier life, to whom is
+    /// not known: it is not to be taken for dropped.
+    fn begin(&self, low: RecordIndex) {
+        self.highest.store(low.get(), Ordering::Release);
+        self.low.store(low.get(), Ordering::Release);
     }
 
     fn note_message(&self, message: &Outgoing) {
@@ -188,7 +197,7 @@ impl Worker {
     /// Works until told to stop.
     pub fn run(&mut self) {
         let mut told_end = None;
-        self.progress.low.store(self.pipeline.low().get(), Ordering::Release);
+        self.progress.begin(self.pipeline.low());
         self.progress.generation.store(self.pipeline.generation(), Ordering::Release);
         self.progress.note(&self.pipeline);
         while !self.stop.load(Ordering::Relaxed) {
@@ -352,4 +361,27 @@ fn mix(key: u64) -> u64 {
     let key = (key ^ (key >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let key = (key ^ (key >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     key ^ (key >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_sent_never_looks_dropped() {
+        let progress = Arc::new(Progress::default());
+        let writer = Arc::clone(&progress);
+        let sender = std::thread::spawn(move || {
+            writer.begin(RecordIndex::new(10));
+            for index in 11..2_000_000 {
+                writer.highest.fetch_max(index, Ordering::AcqRel); // as in `send`
+                writer.low.store(index, Ordering::Release);
+            }
+        });
+        while !sender.is_finished() {
+            let (sent, _) = progress.sent_state();
+            assert!(sent.low <= sent.highest, "{sent:?}");
+        }
+        sender.join().unwrap();
+    }
 }

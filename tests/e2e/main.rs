@@ -1,0 +1,6 @@
+//! End to end: a real lcapd, the real tool, real clients.
+#![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used)] // a test: to panic is to fail
+
+mod captures;
+mod commands;

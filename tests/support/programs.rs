@@ -1,0 +1,46 @@
+//! The programs under test: they lie beside the test's own executable.
+#![forbid(unsafe_code)]
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+/// Path of a program of this workspace, `lcapd` or `lcap`.
+///
+/// Under cargo (`cargo test`, `cargo run`) they are brought up to date first, once per process.
+///
+/// # Panics
+/// If it is not there, with what to type.
+pub fn program(name: &str) -> PathBuf {
+    static BUILT: OnceLock<()> = OnceLock::new();
+    BUILT.get_or_init(build);
+    let path = directory().join(name);
+    assert!(path.is_file(), "{} is missing; run `cargo build --workspace` first", path.display());
+    path
+}
+
+/// `target/<profile>`.
+fn directory() -> PathBuf {
+    let exe = std::env::current_exe().unwrap_or_default();
+    let dir = exe.parent().map(Path::to_owned).unwrap_or_default();
+    // Tests lie in `deps`, programs beside it.
+    if dir.ends_with("deps") { dir.parent().map(Path::to_owned).unwrap_or(dir) } else { dir }
+}
+
+fn build() {
+    let Some(cargo) = std::env::var_os("CARGO") else { return };
+    let dir = directory();
+    let Some(target) = dir.parent() else { return };
+    let mut command = Command::new(cargo);
+    command.args(["build", "--quiet", "-p", "lcapd", "-p", "lcap", "-p", "lcap-policy-fifo"]);
+    command.arg("--target-dir").arg(target);
+    if dir.ends_with("release") {
+        command.arg("--release");
+    }
+    command.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."));
+    let status = command.status();
+    assert!(
+        status.is_ok_and(|status| status.success()),
+        "cannot build lcapd and lcap: {command:?}"
+    );
+}
