@@ -7,9 +7,9 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use fake::{Fake, MDT, record};
+use lcap_client::{Builder, Client, ClientError, Control};
 use lcap_ffi::RecordIndex;
 use lcap_wire::Kind;
-use lcapclient::{Builder, Client, ClientError, Control};
 
 fn builder(fake: &Fake) -> Builder {
     Builder::new(MDT.parse().unwrap()).servers(&fake.endpoint).timeout(Duration::from_secs(20))
