@@ -61,29 +61,31 @@ pub struct Builder {
     servers: Option<String>,
     server_key: Option<String>,
     client_key_file: Option<PathBuf>,
+    bad_env: Option<ClientError>,
 }
 
 impl Builder {
     /// For this MDT; everything else as the environment says (`LCAP_REC_URI`, `LCAP_STREAM`,
-    /// `LCAP_READER`, `LCAP_TIMEOUT_MS`, `LCAP_SERVER_KEY`, `LCAP_CLIENT_KEY_FILE`).
-    ///
-    /// # Errors
-    /// `EINVAL` if a variable's value cannot be.
-    pub fn from_env(mdt: MdtName) -> Result<Self, ClientError> {
+    /// `LCAP_READER`, `LCAP_TIMEOUT_MS`, `LCAP_SERVER_KEY`, `LCAP_CLIENT_KEY_FILE`). What it says
+    /// wrongly is an error of [`Self::connect`].
+    pub fn new(mdt: MdtName) -> Self {
         let stream = env("LCAP_STREAM");
-        let mut builder = Self::new(mdt);
+        let mut builder = Self::without_env(mdt);
         builder.stream_required = stream.is_some();
         builder.options.stream = stream.unwrap_or(builder.options.stream);
         builder.options.reader = env("LCAP_READER");
-        builder.options.timeout = env_timeout()?;
+        match env_timeout() {
+            Ok(timeout) => builder.options.timeout = timeout,
+            Err(error) => builder.bad_env = Some(error),
+        }
         builder.servers = env("LCAP_REC_URI");
         builder.server_key = env("LCAP_SERVER_KEY");
         builder.client_key_file = env("LCAP_CLIENT_KEY_FILE").map(PathBuf::from);
-        Ok(builder)
+        builder
     }
 
-    /// For this MDT; everything else at its default.
-    pub fn new(mdt: MdtName) -> Self {
+    /// For this MDT; everything else at its default, whatever the environment says.
+    pub fn without_env(mdt: MdtName) -> Self {
         Self {
             mdt,
             stream_required: false,
@@ -100,6 +102,7 @@ impl Builder {
             servers: None,
             server_key: None,
             client_key_file: None,
+            bad_env: None,
         }
     }
 
@@ -178,6 +181,9 @@ impl Builder {
     /// `ENOENT` if the MDT or the stream is not served, `ETIMEDOUT` if no server answers and the
     /// client is not patient, `EINVAL` for options that cannot be.
     pub fn connect(self) -> Result<Client, ClientError> {
+        if let Some(error) = self.bad_env {
+            return Err(error);
+        }
         let patient = self.patient || self.follow;
         let config = self.config()?;
         let keys = keys(self.server_key.as_deref(), self.client_key_file.as_ref())?;

@@ -99,7 +99,7 @@ impl Context {
             reason: format!("{error}"),
             errno: libc::ENOENT,
         })?;
-        let builder = Builder::from_env(name.clone())?
+        let builder = Builder::new(name.clone())
             .from(from)
             .follow(flags & FOLLOW != 0)
             .patient(flags & BLOCK != 0);
