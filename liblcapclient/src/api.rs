@@ -22,12 +22,15 @@ use crate::endpoint;
 use crate::error::ClientError;
 use crate::inbox::{Inbox, ReceivedBatch};
 use crate::keys::Keys;
+use crate::promise::promise;
 use crate::session::{self, Command};
 
 /// Where lcapd is looked for unless told otherwise.
 pub const DEFAULT_URI: &str = "tcp://localhost:8189";
 /// How long an answer may take unless told otherwise.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
+/// The session says by itself when the time is up; this is for a machine that is too busy to.
+const GRACE: Duration = Duration::from_secs(5);
 /// Settled records that are acknowledged at once, not at the next interval.
 const ACK_RECORDS: u64 = 10_000;
 
@@ -58,31 +61,48 @@ pub struct Builder {
     servers: Option<String>,
     server_key: Option<String>,
     client_key_file: Option<PathBuf>,
+    bad_env: Option<ClientError>,
 }
 
 impl Builder {
     /// For this MDT; everything else as the environment says (`LCAP_REC_URI`, `LCAP_STREAM`,
-    /// `LCAP_READER`, `LCAP_TIMEOUT_MS`, `LCAP_SERVER_KEY`, `LCAP_CLIENT_KEY_FILE`).
+    /// `LCAP_READER`, `LCAP_TIMEOUT_MS`, `LCAP_SERVER_KEY`, `LCAP_CLIENT_KEY_FILE`). What it says
+    /// wrongly is an error of [`Self::connect`].
     pub fn new(mdt: MdtName) -> Self {
-        let env = |name| secure_env(name).filter(|value| !value.is_empty());
         let stream = env("LCAP_STREAM");
-        let timeout = env("LCAP_TIMEOUT_MS").and_then(|text| text.parse().ok());
+        let mut builder = Self::without_env(mdt);
+        builder.stream_required = stream.is_some();
+        builder.options.stream = stream.unwrap_or(builder.options.stream);
+        builder.options.reader = env("LCAP_READER");
+        match env_timeout() {
+            Ok(timeout) => builder.options.timeout = timeout,
+            Err(error) => builder.bad_env = Some(error),
+        }
+        builder.servers = env("LCAP_REC_URI");
+        builder.server_key = env("LCAP_SERVER_KEY");
+        builder.client_key_file = env("LCAP_CLIENT_KEY_FILE").map(PathBuf::from);
+        builder
+    }
+
+    /// For this MDT; everything else at its default, whatever the environment says.
+    pub fn without_env(mdt: MdtName) -> Self {
         Self {
             mdt,
-            stream_required: stream.is_some(),
+            stream_required: false,
             options: Options {
-                stream: stream.unwrap_or_else(|| DEFAULT_STREAM.to_owned()),
-                reader: env("LCAP_READER"),
+                stream: DEFAULT_STREAM.to_owned(),
+                reader: None,
                 prefetch_bytes: 8 << 20,
                 ack_interval: Duration::from_secs(1),
-                timeout: timeout.map_or(DEFAULT_TIMEOUT, Duration::from_millis),
+                timeout: DEFAULT_TIMEOUT,
             },
             from: 0,
             follow: false,
             patient: false,
-            servers: env("LCAP_REC_URI"),
-            server_key: env("LCAP_SERVER_KEY"),
-            client_key_file: env("LCAP_CLIENT_KEY_FILE").map(PathBuf::from),
+            servers: None,
+            server_key: None,
+            client_key_file: None,
+            bad_env: None,
         }
     }
 
@@ -138,6 +158,11 @@ impl Builder {
     }
 
     /// The options that may be changed later, too.
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// The same, to be changed.
     pub fn options_mut(&mut self) -> &mut Options {
         &mut self.options
     }
@@ -156,6 +181,9 @@ impl Builder {
     /// `ENOENT` if the MDT or the stream is not served, `ETIMEDOUT` if no server answers and the
     /// client is not patient, `EINVAL` for options that cannot be.
     pub fn connect(self) -> Result<Client, ClientError> {
+        if let Some(error) = self.bad_env {
+            return Err(error);
+        }
         let patient = self.patient || self.follow;
         let config = self.config()?;
         let keys = keys(self.server_key.as_deref(), self.client_key_file.as_ref())?;
@@ -178,12 +206,11 @@ impl Builder {
             unflushed: 0,
             stats: Stats::default(),
         };
-        // The session says by itself when the time is up; the grace is for a busy machine.
-        match spawned.greeted.recv_timeout(timeout + Duration::from_secs(5)) {
-            Ok(Ok(())) => Ok(client),
-            Ok(Err(ClientError::Timeout { .. })) if patient => Ok(client),
-            Ok(Err(error)) => Err(error),
-            Err(_) => Err(ClientError::ThreadGone),
+        match spawned.greeted.wait(timeout.saturating_add(GRACE)) {
+            Some(Ok(())) => Ok(client),
+            Some(Err(ClientError::Timeout { .. })) if patient => Ok(client),
+            Some(Err(error)) => Err(error),
+            None => Err(ClientError::ThreadGone),
         }
     }
 
@@ -214,6 +241,18 @@ impl Builder {
         self.options.apply(&mut config)?;
         Ok(config)
     }
+}
+
+/// A variable of the environment that has a value.
+pub(crate) fn env(name: &str) -> Option<String> {
+    secure_env(name).filter(|value| !value.is_empty())
+}
+
+/// How long an answer may take, as the environment says.
+pub(crate) fn env_timeout() -> Result<Duration, ClientError> {
+    let Some(text) = env("LCAP_TIMEOUT_MS") else { return Ok(DEFAULT_TIMEOUT) };
+    let bad = |_| ClientError::BadArgument(format!("LCAP_TIMEOUT_MS=`{text}`: not a number"));
+    text.parse().map(Duration::from_millis).map_err(bad)
 }
 
 /// The keys that a server key asks for, if there is one.
@@ -278,9 +317,9 @@ enum Acks {
 /// Reads the records of one MDT. One thread at a time.
 ///
 /// ```no_run
-/// # fn main() -> Result<(), lcapclient::ClientError> {
+/// # fn main() -> Result<(), lcap_client::ClientError> {
 /// let mdt = "lustre-MDT0000".parse().expect("a name");
-/// let mut client = lcapclient::Builder::new(mdt).follow(true).reader(Some("audit")).connect()?;
+/// let mut client = lcap_client::Builder::new(mdt).follow(true).reader(Some("audit")).connect()?;
 /// while let Some(record) = client.recv()? {
 ///     let index = record.index();
 ///     println!("{index} {}", record.rec_type());
@@ -390,6 +429,12 @@ impl Client {
         self.current.as_ref()
     }
 
+    /// Whether [`Self::take_retired`] has something.
+    #[inline]
+    pub fn has_retired(&self) -> bool {
+        self.retired.is_some()
+    }
+
     /// The batch before the current one, once.
     pub fn take_retired(&mut self) -> Option<ReceivedBatch> {
         self.retired.take()
@@ -438,9 +483,10 @@ impl Client {
     /// What the server answers, `ETIMEDOUT` without an answer.
     pub fn request(&mut self, op: Op) -> Result<Reply, ClientError> {
         self.check_fork()?;
-        let (sender, answer) = crossbeam_channel::bounded(1);
-        self.send(Command::Request(op, sender))?;
-        answer.recv().map_err(|_| ClientError::ThreadGone)?
+        let (giver, answer) = promise();
+        self.send(Command::Request(op, giver))?;
+        let timeout = self.config.timeout.saturating_add(GRACE);
+        answer.wait(timeout).unwrap_or(Err(ClientError::ThreadGone))
     }
 
     /// A descriptor that is readable exactly when [`Self::recv`] would not wait.

@@ -3,7 +3,6 @@
 
 use std::time::{Duration, Instant};
 
-use lcap_ffi::process::secure_env;
 use lcap_wire::control::{
     Clear, From, Hello, HelloReply, Op, ReaderDeregister, ReaderList, ReaderRegister, ReaderStatus,
     Reply, Request, ServerMessage, Status, StatusRequest, parse_server_message,
@@ -11,7 +10,7 @@ use lcap_wire::control::{
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use crate::api::{DEFAULT_TIMEOUT, DEFAULT_URI, keys};
+use crate::api::{DEFAULT_URI, env, env_timeout, keys};
 use crate::endpoint;
 use crate::error::ClientError;
 use crate::keys::Keys;
@@ -34,13 +33,10 @@ impl Control {
     /// # Errors
     /// `EINVAL` if that cannot be.
     pub fn from_env() -> Result<Self, ClientError> {
-        let env = |name| secure_env(name).filter(|value| !value.is_empty());
         let servers = env("LCAP_REC_URI");
         let client_file = env("LCAP_CLIENT_KEY_FILE").map(Into::into);
         let keys = keys(env("LCAP_SERVER_KEY").as_deref(), client_file.as_ref())?;
-        let timeout = env("LCAP_TIMEOUT_MS").and_then(|text| text.parse().ok());
-        let timeout = timeout.map_or(DEFAULT_TIMEOUT, Duration::from_millis);
-        Self::new(servers.as_deref().unwrap_or(DEFAULT_URI), keys, timeout)
+        Self::new(servers.as_deref().unwrap_or(DEFAULT_URI), keys, env_timeout()?)
     }
 
     /// To these servers, separated by commas and tried in turn.

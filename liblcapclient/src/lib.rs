@@ -7,6 +7,7 @@
 //!
 //! * [`Builder`] and [`Client`]: records of one MDT.
 //! * [`Control`]: one-shot requests (clear, readers, status).
+//! * [`Direct`]: an MDT's records without lcapd, through liblustreapi.
 //! * [`client`]: the protocol without sockets; [`place`]: what was had; [`ack`]: what may be
 //!   acknowledged; [`batch`]: a message, record by record.
 //!
@@ -18,18 +19,21 @@ mod api;
 pub mod batch;
 pub mod client;
 mod control;
+mod direct;
 pub mod endpoint;
 mod error;
 mod inbox;
 mod keys;
 mod log;
 pub mod place;
+mod promise;
 mod session;
 #[cfg(test)]
 mod testing;
 
 pub use api::{Builder, Client, DEFAULT_TIMEOUT, DEFAULT_URI, Options, Stats};
 pub use control::Control;
+pub use direct::Direct;
 pub use error::ClientError;
 pub use inbox::{Body, ReceivedBatch};
 pub use keys::Keys;

@@ -18,13 +18,14 @@ use crate::error::ClientError;
 use crate::inbox::{Body, Inbox};
 use crate::keys::Keys;
 use crate::log;
+use crate::promise::{Promise, Promised, promise};
 
 /// What the application asks of the thread. It wakes it by the inbox.
 pub(crate) enum Command {
     /// Records are wanted, with these options.
     Begin(Box<Config>),
     /// A request of the application's own.
-    Request(Op, Sender<Result<Reply, ClientError>>),
+    Request(Op, Promise<Result<Reply, ClientError>>),
     /// The end.
     Close,
 }
@@ -32,7 +33,7 @@ pub(crate) enum Command {
 /// Handles of a running session.
 pub(crate) struct Spawned {
     pub(crate) commands: Sender<Command>,
-    pub(crate) greeted: Receiver<Result<(), ClientError>>,
+    pub(crate) greeted: Promised<Result<(), ClientError>>,
     pub(crate) thread: JoinHandle<()>,
 }
 
@@ -50,13 +51,13 @@ pub(crate) fn spawn(
     inbox: Arc<Inbox>,
 ) -> Result<Spawned, ClientError> {
     let (commands, command_queue) = crossbeam_channel::unbounded();
-    let (greeted_sender, greeted) = crossbeam_channel::bounded(1);
+    let (greeting, greeted) = promise();
     let name = "lcap-session".to_owned();
     let body = move || {
         let gone = Arc::clone(&inbox);
         let run = AssertUnwindSafe(|| {
             let _logging = log::for_this_thread();
-            Session::new(config, keys, inbox, command_queue, greeted_sender).run();
+            Session::new(config, keys, inbox, command_queue, greeting).run();
         });
         if catch_unwind(run).is_err() {
             gone.push(Item::Failed(ClientError::ThreadGone));
@@ -72,8 +73,8 @@ struct Session {
     keys: Option<Keys>,
     inbox: Arc<Inbox>,
     commands: Receiver<Command>,
-    greeted: Sender<Result<(), ClientError>>,
-    answers: HashMap<u64, Sender<Result<Reply, ClientError>>>,
+    greeting: Option<Promise<Result<(), ClientError>>>,
+    answers: HashMap<u64, Promise<Result<Reply, ClientError>>>,
     // Sockets before the context, which cannot end before them.
     control: Option<zmq::Socket>,
     live: Option<zmq::Socket>,
@@ -89,7 +90,7 @@ impl Session {
         keys: Option<Keys>,
         inbox: Arc<Inbox>,
         commands: Receiver<Command>,
-        greeted: Sender<Result<(), ClientError>>,
+        greeting: Promise<Result<(), ClientError>>,
     ) -> Self {
         let ack_interval = config.ack_interval;
         Self {
@@ -97,7 +98,7 @@ impl Session {
             keys,
             inbox,
             commands,
-            greeted,
+            greeting: Some(greeting),
             answers: HashMap::new(),
             control: None,
             live: None,
@@ -150,12 +151,15 @@ impl Session {
                     Ok(())
                 }
                 Output::Greeted(result) => {
-                    let _ = self.greeted.try_send(result);
+                    if let Some(greeting) = self.greeting.take() {
+                        greeting.keep(result);
+                    }
                     Ok(())
                 }
                 Output::Answer(token, result) => {
-                    let answer = self.answers.remove(&token);
-                    let _ = answer.map(|sender| sender.try_send(result));
+                    if let Some(answer) = self.answers.remove(&token) {
+                        answer.keep(result);
+                    }
                     Ok(())
                 }
                 Output::Closed => {

@@ -7,15 +7,19 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use fake::{Fake, MDT, record};
+use lcap_client::{Builder, Client, ClientError, Control};
 use lcap_ffi::RecordIndex;
 use lcap_wire::Kind;
-use lcapclient::{Builder, Client, ClientError, Control};
 
+#[allow(clippy::unwrap_used)]
 fn builder(fake: &Fake) -> Builder {
-    Builder::new(MDT.parse().unwrap()).servers(&fake.endpoint).timeout(Duration::from_secs(20))
+    Builder::without_env(MDT.parse().unwrap())
+        .servers(&fake.endpoint)
+        .timeout(Duration::from_secs(20))
 }
 
 /// Receives `n` records; checks that each is whole.
+#[allow(clippy::unwrap_used)]
 fn receive(client: &mut Client, n: usize) -> Vec<u64> {
     let one = |client: &mut Client| {
         let record_in = client.recv().unwrap().expect("not the end");
@@ -273,7 +277,7 @@ fn a_member_that_lost_its_session_keeps_what_it_has_and_acknowledges_it_then() {
 fn what_is_not_served_is_said_at_once() {
     let fake = Fake::start();
     let mdt = "other-MDT0000".parse().unwrap();
-    let error = Builder::new(mdt).servers(&fake.endpoint).connect().unwrap_err();
+    let error = Builder::without_env(mdt).servers(&fake.endpoint).connect().unwrap_err();
     assert_eq!((error.errno(), error.to_string().contains("no such MDT")), (libc::ENOENT, true));
     let error = builder(&fake).stream("nope").connect().unwrap_err();
     assert_eq!(error.errno(), libc::ENOENT);
@@ -287,7 +291,7 @@ fn what_is_not_served_is_said_at_once() {
 fn a_server_that_is_not_there_is_an_error_or_waited_for() {
     // A port that was ours a moment ago: nobody listens there.
     let gone = Fake::start().endpoint.clone();
-    let absent = || Builder::new(MDT.parse().unwrap()).servers(&gone);
+    let absent = || Builder::without_env(MDT.parse().unwrap()).servers(&gone);
     let began = Instant::now();
     let error = absent().timeout(Duration::from_millis(200)).connect().unwrap_err();
     assert!(matches!(error, ClientError::Timeout { .. }), "{error}");
@@ -308,7 +312,9 @@ fn the_next_server_is_tried() {
     let fake = Fake::start();
     fake.append(1..=3);
     let both = format!("{gone},{}", fake.endpoint);
-    let one = Builder::new(MDT.parse().unwrap()).servers(&both).timeout(Duration::from_millis(400));
+    let one = Builder::without_env(MDT.parse().unwrap())
+        .servers(&both)
+        .timeout(Duration::from_millis(400));
     let mut client = one.connect().unwrap();
     assert_eq!(receive(&mut client, 3), [1, 2, 3]);
     let mut control = Control::new(&both, None, Duration::from_millis(400)).unwrap();
