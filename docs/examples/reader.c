@@ -93,8 +93,9 @@ int main(int argc, char **argv)
 
 	for (n_open = n; rc == 0 && n_open > 0 && !stopped;) {
 		fflush(stdout);
-		if (poll(fds, (nfds_t)n, -1) < 0)
-			break; /* a signal */
+		/* The second is for a signal that comes just before poll(). */
+		if (poll(fds, (nfds_t)n, 1000) < 0)
+			break;
 		for (i = 0; i < n && rc == 0; i++) {
 			if (fds[i].fd < 0 || fds[i].revents == 0)
 				continue;

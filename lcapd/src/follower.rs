@@ -74,7 +74,16 @@ impl Follower {
     ) -> Self {
         let (_, generation) = log.head();
         let place = log.follow(waker);
-        Self { log, upstream, place, next: from, generation, read_bytes, mode: Mode::Lost, at_end: false }
+        Self {
+            log,
+            upstream,
+            place,
+            next: from,
+            generation,
+            read_bytes,
+            mode: Mode::Lost,
+            at_end: false,
+        }
     }
 
     /// The lowest index not yet returned.

@@ -194,10 +194,11 @@ impl Server {
             let now = started.elapsed() + Duration::from_secs(1); // whatever is dirty is due
             self.look_at_threads();
             self.engine.tick(now);
-            let commits = self.engine.take_effects().into_iter().filter_map(|effect| match effect {
-                Effect::Commit(changes) => Some(changes),
-                _ => None,
-            });
+            let commits =
+                self.engine.take_effects().into_iter().filter_map(|effect| match effect {
+                    Effect::Commit(changes) => Some(changes),
+                    _ => None,
+                });
             for changes in commits {
                 let _ = self.commits.send(changes);
             }
@@ -379,7 +380,8 @@ impl Server {
             let _ = outcomes.send(Outcome::PolicyAllows { stream, mdt, proposed, upto });
             waker.wake();
         });
-        let _ = worker.commands.send(Command::ClearUpto { readers, proposed, answer: answer.into() });
+        let _ =
+            worker.commands.send(Command::ClearUpto { readers, proposed, answer: answer.into() });
         worker.waker.wake();
     }
 

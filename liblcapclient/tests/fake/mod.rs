@@ -1,6 +1,12 @@
 //! A small lcapd for tests: one MDT, one broadcast stream `changelog`, one queue stream `work`;
 //! real sockets, and faults on demand.
-#![allow(missing_docs, missing_debug_implementations, unreachable_pub, dead_code, clippy::unwrap_used)] // every test file uses its own part
+#![allow(
+    missing_docs,
+    missing_debug_implementations,
+    unreachable_pub,
+    dead_code,
+    clippy::unwrap_used
+)] // every test file uses its own part
 
 use std::collections::BTreeMap;
 use std::thread::JoinHandle;
