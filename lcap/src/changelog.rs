@@ -51,9 +51,8 @@ pub(crate) fn run(args: &ChangelogArgs) -> Result<()> {
     let mut client = builder.connect().context("cannot start changelog")?;
     let mdt = args.mdt.as_str();
     let mut out = Vec::with_capacity(OUTPUT_BYTES * 2);
-    let past_end = |record: &Record<'_>| {
-        args.endrec != 0 && record.index() > RecordIndex::new(args.endrec)
-    };
+    let past_end =
+        |record: &Record<'_>| args.endrec != 0 && record.index() > RecordIndex::new(args.endrec);
     loop {
         let range = match client.recv_range(false) {
             // Nothing is there: what has gathered goes out before we wait.

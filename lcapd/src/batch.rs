@@ -57,8 +57,11 @@ impl Batch {
         let (mut first, mut last) = (RecordIndex::new(u64::MAX), RecordIndex::ZERO);
         let (mut at, mut ordered, mut after) = (0, true, RecordIndex::ZERO);
         while at < bytes.len() {
-            let (size, index) = split_len(&bytes[at..])
-                .map_err(|problem| BatchError::Record { at, after, problem })?;
+            let (size, index) = split_len(&bytes[at..]).map_err(|problem| BatchError::Record {
+                at,
+                after,
+                problem,
+            })?;
             at += size;
             ordered &= index > after;
             after = index;

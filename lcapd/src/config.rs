@@ -215,7 +215,9 @@ impl<'de> Deserialize<'de> for Span {
         };
         let millis = number.zip(millis).and_then(|(n, unit): (u64, u64)| n.checked_mul(unit));
         let span = millis.map(|ms| Self(Duration::from_millis(ms)));
-        span.ok_or_else(|| serde::de::Error::custom("not a duration; write e.g. \"500ms\" or \"1h\""))
+        span.ok_or_else(|| {
+            serde::de::Error::custom("not a duration; write e.g. \"500ms\" or \"1h\"")
+        })
     }
 }
 
@@ -226,7 +228,12 @@ struct Place<'a> {
 }
 
 impl Place<'_> {
-    fn error(&self, at: Option<Range<usize>>, key: &str, problem: impl fmt::Display) -> ConfigError {
+    fn error(
+        &self,
+        at: Option<Range<usize>>,
+        key: &str,
+        problem: impl fmt::Display,
+    ) -> ConfigError {
         let line = at.map(|at| {
             let before = self.text.get(..at.start).unwrap_or_default();
             before.bytes().filter(|&b| b == b'\n').count() + 1
@@ -293,8 +300,13 @@ impl Config {
                 other.publish == stream.publish && !stream.publish.ends_with(":*")
             };
             if let Some(other) = streams.iter().find(shared) {
-                let problem = format!("{} is already taken by stream {}", stream.publish, other.name);
-                return Err(place.error(Some(raw_stream.publish.span()), "stream.publish", problem));
+                let problem =
+                    format!("{} is already taken by stream {}", stream.publish, other.name);
+                return Err(place.error(
+                    Some(raw_stream.publish.span()),
+                    "stream.publish",
+                    problem,
+                ));
             }
             streams.push(stream);
         }
@@ -477,8 +489,16 @@ publish = "tcp://127.0.0.1:8190"
             ("sim:rate=1000", "sim:rate=fast", "lcapd.toml:9: mdt.source: "),
             ("sim:rate=1000,seed=1", "tape:", "lcapd.toml:9: mdt.source: "),
             ("\"broadcast\"", "\"broad\"", "lcapd.toml:13: delivery: unknown variant"),
-            ("127.0.0.1:8190", "0.0.0.0:8190", "lcapd.toml:14: stream.publish: tcp://0.0.0.0:8190 is reachable"),
-            ("tcp://127.0.0.1:8190", "udp://x", "lcapd.toml:14: stream.publish: udp://x is neither"),
+            (
+                "127.0.0.1:8190",
+                "0.0.0.0:8190",
+                "lcapd.toml:14: stream.publish: tcp://0.0.0.0:8190 is reachable",
+            ),
+            (
+                "tcp://127.0.0.1:8190",
+                "udp://x",
+                "lcapd.toml:14: stream.publish: udp://x is neither",
+            ),
             ("\"changelog\"", "\"a b\"", "lcapd.toml:12: stream.name: 1 to 64"),
             ("delivery =", "lanes = 3\ndelivery =", "lcapd.toml:13: stream.lanes: lanes are for"),
             ("[server]", "[server", "lcapd.toml:2: [server: "),

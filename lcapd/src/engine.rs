@@ -600,9 +600,14 @@ impl Engine {
                 if lag <= max_lag {
                     continue;
                 }
-                warn!(stream = stream.setup.name, reader = name, lag, idle_s = idle.as_secs(),
+                warn!(
+                    stream = stream.setup.name,
+                    reader = name,
+                    lag,
+                    idle_s = idle.as_secs(),
                     "reader suspended: idle and too far behind; it holds no records any more, \
-                     register it again to lift this");
+                     register it again to lift this"
+                );
                 reader.state.suspended = true;
                 let key = (stream.setup.name.clone(), name.clone());
                 self.dirty.add(Change::Reader(key, reader.state.clone()), now);
@@ -734,11 +739,10 @@ impl Stream {
         }
         if entry.asked.is_none() {
             entry.asked = Some(proposed);
-            let readers = self
-                .readers
-                .iter()
-                .filter(|(_, reader)| !reader.state.suspended)
-                .filter_map(|(name, r)| Some((name.clone(), r.positions.get(mdt_at)?.watermark())));
+            let readers =
+                self.readers.iter().filter(|(_, reader)| !reader.state.suspended).filter_map(
+                    |(name, r)| Some((name.clone(), r.positions.get(mdt_at)?.watermark())),
+                );
             let readers = readers.collect();
             effects.push(Effect::AskPolicy { stream: stream_at, mdt: mdt_at, readers, proposed });
         }

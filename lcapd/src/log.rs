@@ -191,11 +191,8 @@ impl MdtLog {
 
     /// Registers a follower.
     pub fn follow(&self, waker: Waker) -> Arc<Place> {
-        let place = Arc::new(Place {
-            serial: AtomicU64::new(0),
-            attached: AtomicBool::new(false),
-            waker,
-        });
+        let place =
+            Arc::new(Place { serial: AtomicU64::new(0), attached: AtomicBool::new(false), waker });
         self.lock().followers.push(Arc::clone(&place));
         place
     }
@@ -231,7 +228,8 @@ impl MdtLog {
     /// The entry at `serial`. Small batches that lie there together come as one.
     pub fn get(&self, place: &Place, serial: u64) -> Lookup {
         let state = self.lock();
-        let Some(at) = serial.checked_sub(state.base).and_then(|at| usize::try_from(at).ok()) else {
+        let Some(at) = serial.checked_sub(state.base).and_then(|at| usize::try_from(at).ok())
+        else {
             place.attached.store(false, Ordering::Relaxed);
             return Lookup::Dropped;
         };

@@ -155,7 +155,13 @@ mod tests {
             ("all cleared", &[], None, &[], Nothing),
             ("all cleared, and newer ones", &[(8, "d")], None, &[Same], Nothing),
             ("the first ones cleared", &[(7, "c"), (8, "d")], None, &[Same, Same], Same),
-            ("older ones of other users", &[(3, "z"), (5, "a")], None, &[Open, Open], Differs(at(6))),
+            (
+                "older ones of other users",
+                &[(3, "z"), (5, "a")],
+                None,
+                &[Open, Open],
+                Differs(at(6)),
+            ),
         ];
         for (what, seen, _, verdicts, end) in rows {
             let mut overlap = known(&[(5, "a"), (6, "b"), (7, "c")]);

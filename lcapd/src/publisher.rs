@@ -127,7 +127,8 @@ impl Publisher {
     /// Answers subscriptions to a hello topic: what was subscribed before it is live now.
     fn greet(&mut self) {
         while let Ok(subscription) = self.socket.recv_bytes(zmq::DONTWAIT) {
-            let Some((1, hello)) = subscription.split_first().map(|(kind, rest)| (*kind, rest)) else {
+            let Some((1, hello)) = subscription.split_first().map(|(kind, rest)| (*kind, rest))
+            else {
                 continue;
             };
             let Some((_, mdt, _)) = parse_hello_topic(hello) else { continue };

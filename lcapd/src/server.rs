@@ -192,10 +192,11 @@ impl Server {
             let now = started.elapsed() + Duration::from_secs(1); // whatever is dirty is due
             self.look_at_threads();
             self.engine.tick(now);
-            let commits = self.engine.take_effects().into_iter().filter_map(|effect| match effect {
-                Effect::Commit(changes) => Some(changes),
-                _ => None,
-            });
+            let commits =
+                self.engine.take_effects().into_iter().filter_map(|effect| match effect {
+                    Effect::Commit(changes) => Some(changes),
+                    _ => None,
+                });
             for changes in commits.collect::<Vec<_>>() {
                 self.commit(changes);
             }
@@ -214,9 +215,9 @@ impl Server {
     /// Digests of what was read last go along, to compare with when lcapd starts again.
     fn commit(&self, mut changes: Vec<Change>) {
         for mdt in &self.mdts {
-            let moved = changes.iter().any(|change| {
-                matches!(change, Change::Stream(_, name, _) if name == mdt.name.as_str())
-            });
+            let moved = changes.iter().any(
+                |change| matches!(change, Change::Stream(_, name, _) if name == mdt.name.as_str()),
+            );
             if moved {
                 let tail = mdt.log.tail(KEPT_DIGESTS);
                 changes.push(Change::Tail(mdt.name.to_string(), tail));
@@ -391,7 +392,8 @@ impl Server {
             let _ = outcomes.send(Outcome::PolicyAllows { stream, mdt, proposed, upto });
             waker.wake();
         });
-        let _ = worker.commands.send(Command::ClearUpto { readers, proposed, answer: answer.into() });
+        let _ =
+            worker.commands.send(Command::ClearUpto { readers, proposed, answer: answer.into() });
         worker.waker.wake();
     }
 

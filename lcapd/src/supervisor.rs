@@ -139,8 +139,8 @@ impl Stage {
 pub fn check(config: &Config) -> Result<()> {
     let loader = Loader::standard(&config.server.policy_path);
     for stream in &config.streams {
-        let modules = Modules::load(&loader, stream)
-            .with_context(|| format!("stream {}", stream.name))?;
+        let modules =
+            Modules::load(&loader, stream).with_context(|| format!("stream {}", stream.name))?;
         for mdt in &config.mdts {
             modules.chain(&mdt.name).with_context(|| format!("stream {}", stream.name))?;
         }
@@ -360,8 +360,11 @@ impl Daemon {
         core.wakers.push(engine_waker);
         core.spawn("engine", move || server.run())?;
         info!(
-            epoch, mdts = config.mdts.len(), streams = config.streams.len(),
-            control = endpoints.first().map_or("", String::as_str), "lcapd is ready"
+            epoch,
+            mdts = config.mdts.len(),
+            streams = config.streams.len(),
+            control = endpoints.first().map_or("", String::as_str),
+            "lcapd is ready"
         );
         Ok(Self { threads: vec![intake, core, outlet], epoch, endpoints })
     }
@@ -410,8 +413,7 @@ fn start_publisher(
     let names: Vec<MdtName> = mdts.iter().map(|mdt| mdt.name.clone()).collect();
     let stop = Arc::clone(&outlet.stop);
     let name = stream.name.clone();
-    let mut publisher =
-        Publisher::new(name, socket, epoch, &names, received, waker.clone(), stop);
+    let mut publisher = Publisher::new(name, socket, epoch, &names, received, waker.clone(), stop);
     outlet.wakers.push(waker.clone());
     outlet.spawn(&format!("pub-{}", stream.name), move || publisher.run())?;
     Ok((messages, waker))

@@ -200,8 +200,13 @@ impl Engine {
             last_heard: now,
         };
         info!(
-            stream = op.stream, mdt = op.mdt, reader = op.reader.as_deref().unwrap_or("-"),
-            session = number, next = next.get(), follow = op.follow, "session opened"
+            stream = op.stream,
+            mdt = op.mdt,
+            reader = op.reader.as_deref().unwrap_or("-"),
+            session = number,
+            next = next.get(),
+            follow = op.follow,
+            "session opened"
         );
         self.sessions.insert(number, session);
         Ok(StartReply {
@@ -403,7 +408,10 @@ impl Engine {
             None => {
                 let stream = &stream.setup.name;
                 let hint = format!("lcap reader register {stream} {name}");
-                refuse(libc::ENOENT, format!("stream {stream} has no reader {name}; `{hint}` makes one"))
+                refuse(
+                    libc::ENOENT,
+                    format!("stream {stream} has no reader {name}; `{hint}` makes one"),
+                )
             }
             Some(reader) if reader.state.suspended => refuse(
                 libc::EKEYEXPIRED,
@@ -442,7 +450,10 @@ impl Engine {
         let upto = match RecordIndex::new(op.upto) {
             RecordIndex::ZERO => sent.low,
             upto if upto > head => {
-                return refuse(libc::EINVAL, format!("record out of range: {upto}, newest is {head}"));
+                return refuse(
+                    libc::EINVAL,
+                    format!("record out of range: {upto}, newest is {head}"),
+                );
             }
             // As an MDT answers since 2.17.57.
             upto if upto < watermark => {
@@ -468,7 +479,10 @@ impl Engine {
         }
         let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
         if op.name.is_empty() || op.name.len() > 64 || !op.name.chars().all(plain) {
-            return refuse(libc::EINVAL, "a reader's name is 1 to 64 letters, digits, `_`, `-`, `.`");
+            return refuse(
+                libc::EINVAL,
+                "a reader's name is 1 to 64 letters, digits, `_`, `-`, `.`",
+            );
         }
         if let Some(unknown) = op.mask.iter().find(|name| RecordType::from_name(name).is_none()) {
             return refuse(libc::EINVAL, format!("unknown record type {unknown}"));
@@ -526,7 +540,8 @@ impl Engine {
 
     fn list(&self, op: &ReaderList, now: Now) -> Result<serde_json::Value, Refusal> {
         let only = op.stream.as_deref().map(|name| self.stream_named(name)).transpose()?;
-        let streams = self.streams.iter().enumerate().filter(|(at, _)| only.is_none_or(|o| o == *at));
+        let streams =
+            self.streams.iter().enumerate().filter(|(at, _)| only.is_none_or(|o| o == *at));
         let readers: Vec<_> =
             streams.flat_map(|(at, stream)| self.reader_status(at, stream, now)).collect();
         Ok(serde_json::json!({ "readers": readers }))

@@ -23,22 +23,23 @@ impl Engine {
     }
 
     fn stream_status(&self, at: usize, stream: &Stream, now: Now) -> StreamStatus {
-        let per_mdt = self.mdts.iter().enumerate().zip(&stream.mdts).map(|((mdt_at, mdt), entry)| {
-            let queue = entry.queue.as_ref();
-            let positions = stream.readers.values().filter_map(|r| r.positions.get(mdt_at));
-            let lowest = positions.map(|p| p.watermark().get()).min().unwrap_or(0);
-            let status = StreamMdtStatus {
-                sent: entry.worker.sent_records,
-                dropped: entry.worker.dropped,
-                held: entry.worker.held,
-                low: entry.worker.sent.low.get(),
-                sequence: entry.worker.sequence,
-                watermark: queue.map_or(lowest, |queue| queue.watermark().get()),
-                outstanding: queue.map_or(0, Queue::n_outstanding),
-                redelivered: queue.map_or(0, Queue::n_redelivered),
-            };
-            (mdt.setup.name.to_string(), status)
-        });
+        let per_mdt =
+            self.mdts.iter().enumerate().zip(&stream.mdts).map(|((mdt_at, mdt), entry)| {
+                let queue = entry.queue.as_ref();
+                let positions = stream.readers.values().filter_map(|r| r.positions.get(mdt_at));
+                let lowest = positions.map(|p| p.watermark().get()).min().unwrap_or(0);
+                let status = StreamMdtStatus {
+                    sent: entry.worker.sent_records,
+                    dropped: entry.worker.dropped,
+                    held: entry.worker.held,
+                    low: entry.worker.sent.low.get(),
+                    sequence: entry.worker.sequence,
+                    watermark: queue.map_or(lowest, |queue| queue.watermark().get()),
+                    outstanding: queue.map_or(0, Queue::n_outstanding),
+                    redelivered: queue.map_or(0, Queue::n_redelivered),
+                };
+                (mdt.setup.name.to_string(), status)
+            });
         StreamStatus {
             name: stream.setup.name.clone(),
             delivery: stream.setup.delivery,
@@ -69,9 +70,7 @@ impl Engine {
                 stream: stream.setup.name.clone(),
                 name: name.clone(),
                 watermark: marks()
-                    .map(|(mdt, position)| {
-                        (mdt.setup.name.to_string(), position.watermark().get())
-                    })
+                    .map(|(mdt, position)| (mdt.setup.name.to_string(), position.watermark().get()))
                     .collect(),
                 lag_records: lag.sum(),
                 suspended: reader.state.suspended,

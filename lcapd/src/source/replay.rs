@@ -365,7 +365,9 @@ mod tests {
                     all.extend_from_slice(&buf);
                 }
                 ReadOutcome::Wait { on, .. } => return (all, on),
-                ReadOutcome::Ended | ReadOutcome::Lost { .. } => panic!("a replayed log stays open"),
+                ReadOutcome::Ended | ReadOutcome::Lost { .. } => {
+                    panic!("a replayed log stays open")
+                }
             }
         }
     }

@@ -211,7 +211,9 @@ mod tests {
                     assert!(at_end);
                     return (all, on);
                 }
-                ReadOutcome::Ended | ReadOutcome::Lost { .. } => panic!("a simulated log stays open"),
+                ReadOutcome::Ended | ReadOutcome::Lost { .. } => {
+                    panic!("a simulated log stays open")
+                }
             }
         }
     }

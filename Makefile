@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: LGPL-3.0-or-later
+# Cargo builds the Rust parts; this adds what it does not do: system packages, C, installation.
+
+PREFIX ?= /usr
+LIBDIR ?= $(PREFIX)/lib
+DESTDIR ?=
+CARGO ?= cargo
+CC ?= cc
+CFLAGS ?= -O2 -g
+
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+# Of the profile that a rule is made for: release, or debug under `make test`.
+PROFILE ?= release
+OUT := $(TARGET)/$(PROFILE)
+CARGO_PROFILE := $(if $(filter release,$(PROFILE)),--release)
+C_WARNINGS := -Wall -Wextra -Werror
+
+# Every folder with a Cargo.toml is a module, but for the authors' kit.
+POLICIES := $(filter-out sdk,$(patsubst policies/%/Cargo.toml,%,$(wildcard policies/*/Cargo.toml)))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-build build rust examples test deny demo install clean
+
+help:            ## show this
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 18
+
+setup:           ## install the system packages that build and tests need (apt-get or dnf)
+	@packaging/setup.sh test
+
+setup-build:
+	@packaging/setup.sh build
+
+build: setup-build examples  ## release binaries, libraries and modules in target/release
+
+rust:
+	$(CARGO) build --workspace --locked $(CARGO_PROFILE)
+
+# The C example and the C module. The loader looks for the library by its soname.
+examples: rust
+	@mkdir -p $(OUT)/examples-c
+	ln -sf ../liblcapclient.so $(OUT)/examples-c/liblcapclient.so.1
+	$(CC) $(CFLAGS) $(C_WARNINGS) -I include docs/examples/reader.c -o $(OUT)/examples-c/reader \
+		-L $(OUT) -llcapclient '-Wl,-rpath,$$ORIGIN'
+	$(CC) $(CFLAGS) $(C_WARNINGS) -I include -shared -fPIC policies/fifo-c/fifo.c \
+		-o $(OUT)/fifo_c.so
+
+test: setup      ## everything that must pass before a change goes in
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	$(MAKE) --no-print-directory examples PROFILE=debug
+	$(CARGO) test --workspace --locked
+	@if $(CARGO) deny --version >/dev/null 2>&1; then $(MAKE) --no-print-directory deny; else \
+		echo 'licences and advisories not checked: cargo install cargo-deny --locked'; fi
+
+deny:            ## check licences, sources and advisories of the dependencies (needs cargo-deny)
+	$(CARGO) deny --locked check
+
+demo: build      ## a daemon with simulated MDTs and three clients; proves that nothing is lost
+	$(OUT)/lcap demo
+
+install:         ## install what `make build` made; DESTDIR= PREFIX=/usr LIBDIR=$(PREFIX)/lib
+	@test -x $(OUT)/lcapd || { echo 'nothing is built yet: make build' >&2; exit 1; }
+	install -D -m 755 $(OUT)/lcap $(DESTDIR)$(PREFIX)/bin/lcap
+	install -D -m 755 $(OUT)/lcapd $(DESTDIR)$(PREFIX)/sbin/lcapd
+	install -d -m 755 $(DESTDIR)$(LIBDIR)/lcap/policies
+	for name in $(POLICIES); do install -m 755 \
+		$(OUT)/liblcap_policy_$$(echo $$name | tr - _).so \
+		$(DESTDIR)$(LIBDIR)/lcap/policies/$$name.so || exit 1; done
+	install -D -m 644 include/lcap_policy.h $(DESTDIR)$(PREFIX)/include/lcap_policy.h
+	DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' LIBDIR='$(LIBDIR)' OUT='$(OUT)' CC='$(CC)' \
+		packaging/install-client.sh
+	install -d -m 755 $(DESTDIR)/etc/lcap
+	install -m 644 packaging/lcapd.toml $(DESTDIR)/etc/lcap/lcapd.toml.sample
+	install -d -m 755 $(DESTDIR)$(PREFIX)/lib/systemd/system
+	sed 's|@SBINDIR@|$(PREFIX)/sbin|' packaging/systemd/lcapd.service \
+		> $(DESTDIR)$(PREFIX)/lib/systemd/system/lcapd.service
+
+clean:           ## remove everything that was built
+	$(CARGO) clean
