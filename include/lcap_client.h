@@ -58,7 +58,11 @@ enum lcap_cl_option {
 	LCAP_CL_OPT_READER = 1,
 	/** Text: the stream. */
 	LCAP_CL_OPT_STREAM = 2,
-	/** Text: which records are wanted. Reserved: -ENOTSUP. */
+	/**
+	 * Text: which records are wanted, as an expression in the language of docs/policies.md,
+	 * e.g. `type in (CREAT, UNLNK) and not name ~ *.tmp`. The server evaluates it; what does not
+	 * pass settles by itself. A wrong one makes the first receive answer -EINVAL.
+	 */
 	LCAP_CL_OPT_FILTER = 3,
 	/** Number: bytes of records that may wait for the application. Default 8 MiB. */
 	LCAP_CL_OPT_PREFETCH = 4,

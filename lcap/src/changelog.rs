@@ -24,6 +24,10 @@ pub(crate) struct ChangelogArgs {
     /// Acknowledge what was printed: for the reader, or as a member of a queue.
     #[arg(long)]
     ack: bool,
+    /// Only records that pass this expression, e.g. 'type = HSM and hsm_error != 0'; see
+    /// docs/policies.md. The server evaluates it.
+    #[arg(long, value_name = "EXPR")]
+    filter: Option<String>,
     /// Stream to read [default: LCAP_STREAM, or changelog].
     #[arg(long)]
     stream: Option<String>,
@@ -48,6 +52,7 @@ pub(crate) fn run(args: &ChangelogArgs) -> Result<()> {
     if let Some(reader) = &args.reader {
         builder = builder.reader(Some(reader));
     }
+    builder = builder.filter(args.filter.as_deref());
     let mut client = builder.connect().context("cannot start changelog")?;
     let mdt = args.mdt.as_str();
     let mut out = Vec::with_capacity(OUTPUT_BYTES * 2);

@@ -11,12 +11,14 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use lcap_ffi::{MdtName, RecordIndex};
+use lcap_wire::Kind;
 use tracing::{debug, warn};
 
 use crate::follower::sleep_on;
 use crate::pipeline::{Outgoing, Pipeline, PipelineError, Poll};
 use crate::reader::chain;
 use crate::source::WaitFor;
+use crate::taps::{Tap, filtered};
 use crate::wake::Waker;
 use crate::worker::{Command, Progress};
 
@@ -90,6 +92,7 @@ pub struct CatchUp {
     pipeline: Pipeline,
     live: LiveWorker,
     follow: bool,
+    filter: Option<Arc<Tap>>,
     items: Sender<Item>,
     /// Tells the engine that there is an item.
     notify: Notify,
@@ -115,13 +118,14 @@ impl CatchUp {
         pipeline: Pipeline,
         live: LiveWorker,
         follow: bool,
+        filter: Option<Arc<Tap>>,
         notify: Notify,
         waker: Waker,
     ) -> (Self, Handle) {
         let (items, received) = bounded(WAITING);
         let stop = Arc::new(AtomicBool::new(false));
         let handle = Handle { items: received, stop: Arc::clone(&stop), waker: waker.clone() };
-        (Self { mdt, pipeline, live, follow, items, notify, waker, stop }, handle)
+        (Self { mdt, pipeline, live, follow, filter, items, notify, waker, stop }, handle)
     }
 
     /// Works until the client has caught up, or is gone.
@@ -240,9 +244,19 @@ impl CatchUp {
         true
     }
 
-    /// Hands an item over; waits while the client has no room. False if it is gone.
+    /// Hands an item over; waits while the client has no room. False if it is gone. Of a message,
+    /// only what passes the client's filter; nothing at all if that is nothing.
     fn give(&self, item: Item) -> bool {
-        let mut item = item;
+        let mut item = match (item, &self.filter) {
+            (Item::Message(message), Some(tap)) if message.header.kind == Kind::Records => {
+                let passed = filtered(&message, &self.mdt, std::iter::once(&tap.filter)).pop();
+                match passed.filter(|message| message.header.count > 0) {
+                    Some(message) => Item::Message(message),
+                    None => return !self.stopped(),
+                }
+            }
+            (item, _) => item,
+        };
         loop {
             if self.stopped() {
                 return false;

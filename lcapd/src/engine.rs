@@ -16,6 +16,7 @@ pub mod sessions;
 mod status;
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 use std::time::Duration;
 
 use lcap_ffi::{MdtName, RecordIndex};
@@ -24,6 +25,7 @@ use tracing::{error, info, warn};
 
 use crate::pipeline::Outgoing;
 use crate::store::{Change, MdtState, ReaderState, Saved};
+use crate::taps::{Tap, TapId};
 use position::{Position, Sent};
 use queue::Queue;
 use retention::{ClearPolicy, Need, Now, Retention, floor};
@@ -56,6 +58,20 @@ pub enum Effect {
         session: u64,
         /// What to read.
         start: CatchUpStart,
+    },
+    /// A consumer gave a filter that no other has.
+    OpenTap {
+        /// Number of the stream.
+        stream: usize,
+        /// The filter.
+        tap: Arc<Tap>,
+    },
+    /// The last consumer with that filter is gone.
+    CloseTap {
+        /// Number of the stream.
+        stream: usize,
+        /// The filter's number.
+        id: TapId,
     },
     /// The session has room for messages up to this number.
     Credit {
@@ -105,7 +121,7 @@ pub enum Effect {
 }
 
 /// What a catch-up reads.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct CatchUpStart {
     /// Number of the stream.
     pub stream: usize,
@@ -117,6 +133,8 @@ pub struct CatchUpStart {
     pub continues: bool,
     /// Join the live stream at the end.
     pub follow: bool,
+    /// Which records the client wants.
+    pub filter: Option<Arc<Tap>>,
 }
 
 /// What the engine is told of an MDT when it is made.
@@ -239,6 +257,9 @@ struct Stream {
     setup: StreamSetup,
     mdts: Vec<StreamMdt>,
     readers: BTreeMap<String, Reader>,
+    /// Filters in use, and by how many sessions.
+    taps: Vec<(Arc<Tap>, usize)>,
+    next_tap: TapId,
 }
 
 /// The state of everything that is delivered and acknowledged.
@@ -697,7 +718,7 @@ impl Stream {
             (name.clone(), Reader { state, positions, persisted, noted, last_heard })
         });
         let readers = readers.collect();
-        Self { setup, mdts: per_mdt, readers }
+        Self { setup, mdts: per_mdt, readers, taps: Vec::new(), next_tap: 1 }
     }
 
     /// What the stream needs of an MDT: only what is on disk counts.

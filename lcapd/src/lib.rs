@@ -19,5 +19,6 @@ pub mod server;
 pub mod source;
 pub mod store;
 pub mod supervisor;
+pub mod taps;
 pub mod wake;
 pub mod worker;

@@ -12,7 +12,9 @@ use lcap_wire::{Header, Kind};
 use tracing::{debug, error};
 
 use crate::pipeline::Outgoing;
+use crate::taps::{Taps, topic_name};
 use crate::wake::Waker;
+use crate::worker::Published;
 
 /// Messages sent between two looks at subscriptions.
 const BURST: usize = 64;
@@ -23,7 +25,8 @@ pub struct Publisher {
     socket: zmq::Socket,
     epoch: u64,
     mdts: Vec<Topic>,
-    messages: Receiver<(usize, Outgoing)>,
+    messages: Receiver<Published>,
+    taps: Taps,
     waker: Waker,
     stop: Arc<AtomicBool>,
 }
@@ -59,6 +62,18 @@ pub fn socket(context: &zmq::Context, send_limit: i32) -> Result<zmq::Socket, zm
     Ok(socket)
 }
 
+fn send(
+    socket: &mut zmq::Socket,
+    epoch: u64,
+    topic: &[u8],
+    message: &Outgoing,
+) -> Result<(), zmq::Error> {
+    let header = Header { epoch, ..message.header.clone() };
+    socket.send(topic, zmq::SNDMORE)?;
+    socket.send(header.encode().as_slice(), zmq::SNDMORE)?;
+    send_shared(socket, message.body.share(), 0)
+}
+
 impl Publisher {
     /// A publisher over a bound socket.
     pub fn new(
@@ -66,7 +81,8 @@ impl Publisher {
         socket: zmq::Socket,
         epoch: u64,
         mdts: &[MdtName],
-        messages: Receiver<(usize, Outgoing)>,
+        messages: Receiver<Published>,
+        taps: Taps,
         waker: Waker,
         stop: Arc<AtomicBool>,
     ) -> Self {
@@ -78,7 +94,7 @@ impl Publisher {
             generation: 0,
         });
         let mdts = mdts.collect();
-        Self { stream, socket, epoch, mdts, messages, waker, stop }
+        Self { stream, socket, epoch, mdts, messages, taps, waker, stop }
     }
 
     /// Publishes until told to stop. What waits then is still sent.
@@ -86,9 +102,9 @@ impl Publisher {
         loop {
             let mut sent = 0;
             while sent < BURST
-                && let Ok((mdt_at, message)) = self.messages.try_recv()
+                && let Ok(published) = self.messages.try_recv()
             {
-                if let Err(error) = self.publish(mdt_at, &message) {
+                if let Err(error) = self.publish(&published) {
                     // XPUB drops for slow subscribers without an error: this is a real one.
                     error!(stream = self.stream, %error, "cannot publish; subscribers will fetch");
                 }
@@ -113,15 +129,17 @@ impl Publisher {
         }
     }
 
-    fn publish(&mut self, mdt_at: usize, message: &Outgoing) -> Result<(), zmq::Error> {
-        let Some(topic) = self.mdts.get_mut(mdt_at) else { return Ok(()) };
-        let header = Header { epoch: self.epoch, ..message.header.clone() };
-        topic.sequence = header.sequence;
-        topic.low = header.low;
-        topic.generation = header.generation;
-        self.socket.send(topic.bytes.as_slice(), zmq::SNDMORE)?;
-        self.socket.send(header.encode().as_slice(), zmq::SNDMORE)?;
-        send_shared(&mut self.socket, message.body.share(), 0)
+    fn publish(&mut self, published: &Published) -> Result<(), zmq::Error> {
+        let Published { mdt_at, message, filtered } = published;
+        let Some(at) = self.mdts.get_mut(*mdt_at) else { return Ok(()) };
+        at.sequence = message.header.sequence;
+        at.low = message.header.low;
+        at.generation = message.header.generation;
+        for (tap, message) in filtered {
+            let topic = topic(&topic_name(&self.stream, *tap), &at.mdt);
+            send(&mut self.socket, self.epoch, &topic, message)?;
+        }
+        send(&mut self.socket, self.epoch, &at.bytes, message)
     }
 
     /// Answers subscriptions to a hello topic: what was subscribed before it is live now.
@@ -131,7 +149,12 @@ impl Publisher {
             else {
                 continue;
             };
-            let Some((_, mdt, _)) = parse_hello_topic(hello) else { continue };
+            let Some((name, mdt, _)) = parse_hello_topic(hello) else { continue };
+            let taps = self.taps.now();
+            if name != self.stream && !taps.iter().any(|t| topic_name(&self.stream, t.id) == name) {
+                debug!(stream = self.stream, name, "subscription to a topic that is not served");
+                continue;
+            }
             let Some(topic) = self.mdts.iter().find(|topic| topic.mdt.as_str() == mdt) else {
                 debug!(stream = self.stream, mdt, "subscription to an MDT that is not served");
                 continue;

@@ -21,6 +21,7 @@ use crate::log::{Gap, MdtLog};
 use crate::pipeline::Outgoing;
 use crate::reader::ReaderStats;
 use crate::store::Change;
+use crate::taps::Taps;
 use crate::wake::Waker;
 use crate::worker::{Command, Progress, QueueInput};
 
@@ -118,6 +119,8 @@ pub struct Server {
     pub mdts: Vec<MdtEnd>,
     /// By stream and MDT.
     pub workers: Vec<Vec<WorkerEnd>>,
+    /// Filters of consumers, by stream.
+    pub taps: Vec<Taps>,
     /// Names of the streams.
     pub stream_names: Vec<String>,
     /// One life of lcapd.
@@ -305,6 +308,7 @@ impl Server {
                         break;
                     };
                     more = true;
+                    worker.waker.wake(); // there is room again
                     match input {
                         QueueInput::Batches { batches, low, generation } => {
                             self.engine.queue_input(stream, mdt, batches, low, generation);
@@ -355,6 +359,8 @@ impl Server {
                         }
                     }
                 }
+                Effect::OpenTap { stream, tap } => self.taps[stream].open(tap),
+                Effect::CloseTap { stream, id } => self.taps[stream].close(id),
                 Effect::Credit { session, upto } => {
                     if let Some(entry) = catch_ups.get_mut(&session) {
                         entry.upto = entry.upto.max(upto);

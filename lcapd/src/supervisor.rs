@@ -30,8 +30,9 @@ use crate::reader::{Reader, ReaderStats, chain};
 use crate::server::{self, CatchUps, MdtEnd, Outcome, Server, WorkerEnd};
 use crate::source::Upstream;
 use crate::store::{Change, Store};
+use crate::taps::Taps;
 use crate::wake::Waker;
-use crate::worker::{Output, Progress, Worker};
+use crate::worker::{Output, Progress, Published, Worker};
 
 /// Messages between a worker and its publisher, inputs between a worker and the engine.
 const HANDOVER: usize = 8;
@@ -274,13 +275,21 @@ impl Daemon {
             mdts.push(parts);
         }
 
+        let taps: Vec<Taps> = config.streams.iter().map(|_| Taps::default()).collect();
         let mut publishers = publishers.into_iter();
         let (mut workers, mut live) = (Vec::new(), Vec::new());
         for (stream_at, (stream, modules)) in config.streams.iter().zip(&modules).enumerate() {
             let publisher = match stream.delivery {
                 Delivery::Broadcast => {
                     let socket = publishers.next().context("a socket per broadcast stream")?;
-                    Some(start_publisher(&mut outlet, stream, socket, epoch, &mdts)?)
+                    Some(start_publisher(
+                        &mut outlet,
+                        stream,
+                        socket,
+                        epoch,
+                        &mdts,
+                        &taps[stream_at],
+                    )?)
                 }
                 Delivery::Queue => None,
             };
@@ -296,7 +305,8 @@ impl Daemon {
                 let (output, inputs) = match &publisher {
                     Some((messages, waker)) => {
                         let (messages, waker) = (messages.clone(), waker.clone());
-                        (Output::Broadcast { messages, waker }, None)
+                        let taps = taps[stream_at].clone();
+                        (Output::Broadcast { messages, taps, waker }, None)
                     }
                     None => {
                         let (inputs, received) = bounded(HANDOVER);
@@ -346,6 +356,7 @@ impl Daemon {
             sockets: routers,
             mdts: mdt_ends,
             workers,
+            taps,
             stream_names: config.streams.iter().map(|s| s.name.clone()).collect(),
             epoch,
             queue_limit_bytes: budget.queue_bytes,
@@ -399,7 +410,7 @@ fn follower(
     Follower::new(log, upstream, from, continues, budget.read_bytes, waker.clone())
 }
 
-type ToPublisher = (Sender<(usize, crate::pipeline::Outgoing)>, Waker);
+type ToPublisher = (Sender<Published>, Waker);
 
 fn start_publisher(
     outlet: &mut Stage,
@@ -407,13 +418,15 @@ fn start_publisher(
     socket: zmq::Socket,
     epoch: u64,
     mdts: &[MdtParts],
+    taps: &Taps,
 ) -> Result<ToPublisher> {
     let (messages, received) = bounded(HANDOVER);
     let waker = Waker::new()?;
     let names: Vec<MdtName> = mdts.iter().map(|mdt| mdt.name.clone()).collect();
     let stop = Arc::clone(&outlet.stop);
     let name = stream.name.clone();
-    let mut publisher = Publisher::new(name, socket, epoch, &names, received, waker.clone(), stop);
+    let mut publisher =
+        Publisher::new(name, socket, epoch, &names, received, taps.clone(), waker.clone(), stop);
     outlet.wakers.push(waker.clone());
     outlet.spawn(&format!("pub-{}", stream.name), move || publisher.run())?;
     Ok((messages, waker))
@@ -450,7 +463,7 @@ struct CatchUpThreads {
 
 impl CatchUps for CatchUpThreads {
     fn start(&mut self, session: u64, start: CatchUpStart) -> Result<Handle, String> {
-        let CatchUpStart { stream, mdt, from, continues, follow } = start;
+        let CatchUpStart { stream, mdt, from, continues, follow, filter } = start;
         // Each thread holds a reference until it ends.
         if Arc::strong_count(&self.running) > MAX_CATCH_UPS {
             return Err(format!("{MAX_CATCH_UPS} clients are catching up already; try again"));
@@ -466,7 +479,7 @@ impl CatchUps for CatchUpThreads {
         let notify = Notify { session, ready: self.ready.clone(), waker: self.waker.clone() };
         let live = self.live[stream][mdt].clone();
         let (mut catch_up, handle) =
-            CatchUp::new(parts.name.clone(), pipeline, live, follow, notify, waker);
+            CatchUp::new(parts.name.clone(), pipeline, live, follow, filter, notify, waker);
         let running = Arc::clone(&self.running);
         let thread = thread::Builder::new().name("catch-up".to_owned());
         let spawned = thread.spawn(move || {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, TryRecvError};
+use crossbeam_channel::{Receiver, Sender, TryRecvError, TrySendError};
 use lcap_ffi::{MdtName, RecordIndex};
 use lcap_wire::Kind;
 use tracing::{error, warn};
@@ -17,6 +17,7 @@ use crate::follower::sleep_on;
 use crate::pipeline::{Outgoing, Pipeline, PipelineError, Poll};
 use crate::reader::chain;
 use crate::source::WaitFor;
+use crate::taps::{TapId, Taps, filtered};
 use crate::wake::Waker;
 
 /// Pause after a failure.
@@ -127,8 +128,10 @@ pub struct BarrierReply {
 pub enum Output {
     /// To a broadcast stream's publisher.
     Broadcast {
-        /// Messages with the number of their MDT.
-        messages: Sender<(usize, Outgoing)>,
+        /// Messages for the publisher.
+        messages: Sender<Published>,
+        /// Filters that consumers gave.
+        taps: Taps,
         /// Wakes the publisher.
         waker: Waker,
     },
@@ -150,6 +153,17 @@ impl fmt::Debug for Output {
             Self::Queue { .. } => "Queue",
         })
     }
+}
+
+/// A message of a broadcast stream.
+#[derive(Debug)]
+pub struct Published {
+    /// Number of its MDT.
+    pub mdt_at: usize,
+    /// The message.
+    pub message: Outgoing,
+    /// The same for each filter.
+    pub filtered: Vec<(TapId, Outgoing)>,
 }
 
 /// Progress of a queue stream on one MDT.
@@ -232,7 +246,8 @@ impl Worker {
             if told_end != Some(at_end) {
                 told_end = Some(at_end);
                 if let Output::Queue { inputs, waker, .. } = &self.output {
-                    let _ = inputs.send(QueueInput::AtEnd(at_end));
+                    let (inputs, waker) = (inputs.clone(), waker.clone());
+                    self.hand_over(&inputs, QueueInput::AtEnd(at_end));
                     waker.wake();
                 }
             }
@@ -271,7 +286,7 @@ impl Worker {
     }
 
     /// Says that records were settled without a message.
-    fn note_low(&self) {
+    fn note_low(&mut self) {
         let low = self.pipeline.low();
         let before = self.progress.low.swap(low.get(), Ordering::AcqRel);
         self.progress.generation.store(self.pipeline.generation(), Ordering::Release);
@@ -279,9 +294,28 @@ impl Worker {
         if before != low.get()
             && let Output::Queue { inputs, waker, .. } = &self.output
         {
+            let (inputs, waker) = (inputs.clone(), waker.clone());
             let generation = self.pipeline.generation();
-            let _ = inputs.send(QueueInput::Batches { batches: Vec::new(), low, generation });
+            self.hand_over(&inputs, QueueInput::Batches { batches: Vec::new(), low, generation });
             waker.wake();
+        }
+    }
+
+    /// Gives the engine something for a queue; waits while the queue is full. Not handed over only
+    /// when the daemon stops: it was not settled then.
+    fn hand_over(&mut self, inputs: &Sender<QueueInput>, input: QueueInput) {
+        let mut input = input;
+        while let Err(TrySendError::Full(back)) = inputs.try_send(input) {
+            input = back;
+            // Members are slower than the MDT: the reader is not to wait for them.
+            self.pipeline.detach();
+            if self.stop.load(Ordering::Relaxed) || !self.obey() {
+                return;
+            }
+            let (stop, commands) = (&self.stop, &self.commands);
+            self.waker.sleep(None, None, || {
+                stop.load(Ordering::Relaxed) || !inputs.is_full() || !commands.is_empty()
+            });
         }
     }
 
@@ -289,11 +323,19 @@ impl Worker {
         let (low, generation) = (message.header.low, message.header.generation);
         self.progress.note_message(&message);
         match &self.output {
-            Output::Broadcast { messages, waker } => {
+            Output::Broadcast { messages, taps, waker } => {
                 let sequence = self.progress.sequence.load(Ordering::Relaxed) + 1;
                 message.header.sequence = sequence;
                 // Fails only when the daemon stops; what is not sent then was not settled.
-                let _ = messages.send((self.mdt_at, message));
+                let taps = taps.now();
+                let filtered = if taps.is_empty() {
+                    Vec::new()
+                } else {
+                    let filters = taps.iter().map(|tap| &tap.filter);
+                    let parts = filtered(&message, &self.mdt, filters);
+                    taps.iter().map(|tap| tap.id).zip(parts).collect()
+                };
+                let _ = messages.send(Published { mdt_at: self.mdt_at, message, filtered });
                 waker.wake();
                 self.progress.sequence.store(sequence, Ordering::Release);
             }
@@ -303,11 +345,8 @@ impl Worker {
                 } else {
                     QueueInput::Batches { batches: split_lanes(message, *lanes), low, generation }
                 };
-                if inputs.is_full() {
-                    // Members are slower than the MDT: the reader is not to wait for them.
-                    self.pipeline.detach();
-                }
-                let _ = inputs.send(input);
+                let (inputs, waker) = (inputs.clone(), waker.clone());
+                self.hand_over(&inputs, input);
                 waker.wake();
             }
         }

@@ -41,6 +41,8 @@ pub struct Options {
     pub stream: String,
     /// Registered reader that this client is.
     pub reader: Option<String>,
+    /// Only records that pass this expression, in the language of docs/policies.md.
+    pub filter: Option<String>,
     /// Bytes of records that may wait for the application; 8 MiB unless set.
     pub prefetch_bytes: usize,
     /// How long an acknowledgement may wait; 1 s unless set.
@@ -92,6 +94,7 @@ impl Builder {
             options: Options {
                 stream: DEFAULT_STREAM.to_owned(),
                 reader: None,
+                filter: None,
                 prefetch_bytes: 8 << 20,
                 ack_interval: Duration::from_secs(1),
                 timeout: DEFAULT_TIMEOUT,
@@ -125,6 +128,14 @@ impl Builder {
     #[must_use]
     pub fn reader(mut self, reader: Option<&str>) -> Self {
         self.options.reader = reader.map(str::to_owned);
+        self
+    }
+
+    /// Only records that pass this expression, in the language of docs/policies.md. The server
+    /// evaluates it.
+    #[must_use]
+    pub fn filter(mut self, filter: Option<&str>) -> Self {
+        self.options.filter = filter.map(str::to_owned);
         self
     }
 
@@ -229,6 +240,7 @@ impl Builder {
             stream: String::new(),
             stream_required: self.stream_required,
             reader: None,
+            filter: None,
             from: self.from,
             follow: self.follow,
             patient: self.patient || self.follow,
@@ -271,6 +283,7 @@ impl Options {
         }
         config.stream.clone_from(&self.stream);
         config.reader.clone_from(&self.reader);
+        config.filter.clone_from(&self.filter);
         config.prefetch_bytes = self.prefetch_bytes.max(1);
         config.ack_interval = self.ack_interval;
         config.timeout = self.timeout;

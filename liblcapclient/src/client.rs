@@ -37,6 +37,8 @@ pub struct Config {
     pub stream_required: bool,
     /// Registered reader, on a broadcast stream.
     pub reader: Option<String>,
+    /// Only records that pass this expression.
+    pub filter: Option<String>,
     /// First index; 0 leaves it to the server.
     pub from: u64,
     /// Go on after the present end.
@@ -185,6 +187,8 @@ pub struct Protocol<B> {
     /// Epoch of the last hello on the present subscription, and where that is.
     subscribed: Option<u64>,
     live_endpoint: Option<String>,
+    /// What stands for the stream in the topics subscribed to.
+    topic: String,
     subscriptions: u64,
     old_epoch: Option<u64>,
     kept: VecDeque<(Header, B)>,
@@ -228,6 +232,7 @@ impl<B: AsRef<[u8]>> Protocol<B> {
             next_trouble: now + config.timeout,
             subscribed: None,
             live_endpoint: None,
+            topic: String::new(),
             subscriptions: 0,
             old_epoch: None,
             kept: VecDeque::new(),
@@ -527,12 +532,16 @@ impl<B: AsRef<[u8]>> Protocol<B> {
                 self.fetch_more(now);
             }
             Delivery::Broadcast if !self.config.follow => self.catch_up(now),
-            Delivery::Broadcast => self.subscribe(publish, reply.epoch, now),
+            Delivery::Broadcast => {
+                let topic = reply.topic.as_ref().unwrap_or(&self.config.stream).clone();
+                self.subscribe(publish, &topic, reply.epoch, now);
+            }
         }
     }
 
-    fn subscribe(&mut self, publish: String, epoch: u64, now: Instant) {
-        if self.live_endpoint.as_ref() == Some(&publish) && self.subscribed == Some(epoch) {
+    fn subscribe(&mut self, publish: String, topic: &str, epoch: u64, now: Instant) {
+        let same = self.live_endpoint.as_ref() == Some(&publish) && self.topic == topic;
+        if same && self.subscribed == Some(epoch) {
             return self.catch_up(now);
         }
         self.phase = Phase::Subscribing;
@@ -541,9 +550,10 @@ impl<B: AsRef<[u8]>> Protocol<B> {
         self.subscriptions += 1;
         let own = format!("{}-{}", self.config.unique, self.subscriptions);
         let topics = [
-            frame::topic(&self.config.stream, &self.config.mdt),
-            frame::hello_topic(&self.config.stream, &self.config.mdt, &own),
+            frame::topic(topic, &self.config.mdt),
+            frame::hello_topic(topic, &self.config.mdt, &own),
         ];
+        self.topic = topic.to_owned();
         self.live_endpoint = Some(publish.clone());
         self.out.push_back(Output::ConnectLive(publish, topics));
     }

@@ -105,6 +105,10 @@ pub struct Start {
     /// Go on with new records after the present end.
     #[serde(default)]
     pub follow: bool,
+    /// Only records that pass this expression (docs/policies.md); the rest settles by itself. Of a
+    /// broadcast stream.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub filter: Option<String>,
 }
 
 /// How a stream is delivered.
@@ -135,6 +139,10 @@ pub struct StartReply {
     /// Where its data socket is: SUB connects there for a broadcast stream, DEALER for a queue.
     /// A wildcard host stands for the host of the control endpoint.
     pub publish: String,
+    /// What stands for the stream's name in the topics to subscribe to, if that is not its name:
+    /// filtered records have topics of their own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub topic: Option<String>,
     /// The index that delivery begins at.
     pub next: u64,
     /// The reader's watermark, if a reader was named.
@@ -517,6 +525,7 @@ mod tests {
             from: 0,
             generation: None,
             follow: true,
+            filter: None,
         };
         let text = r#"{"v":1,"id":7,"op":"start","stream":"changelog","mdt":"lustre-MDT0000","reader":"rbh","from":0,"follow":true}"#;
         let request = Request::new(7, Op::Start(start));

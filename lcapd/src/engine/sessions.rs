@@ -1,7 +1,10 @@
 //! Requests of clients, and the sessions that they open.
 #![forbid(unsafe_code)]
 
+use std::sync::Arc;
+
 use lcap_ffi::{RecordIndex, RecordType};
+use lcap_filter::Filter;
 use lcap_wire::control::{
     Ack, Clear, Delivery, Event, Fetch, From, HeartbeatReply, Hello, HelloReply, Op,
     ReaderDeregister, ReaderList, ReaderRegister, Reply, Request, SessionRef, Start, StartReply,
@@ -12,6 +15,7 @@ use super::position::Position;
 use super::retention::Now;
 use super::{CatchUpStart, Effect, Engine, Peer, Reader};
 use crate::store::{Change, ReaderState};
+use crate::taps::{Tap, TapId, topic_name};
 
 /// Silent for so many heartbeats, a session is over.
 const MISSED_HEARTBEATS: u32 = 5;
@@ -29,6 +33,7 @@ pub(super) struct Session {
     control: Peer,
     /// Where its data goes.
     data: Option<Peer>,
+    tap: Option<Arc<Tap>>,
     /// First index wanted, until the first fetch.
     pending_start: Option<CatchUpStart>,
     told_end: bool,
@@ -174,6 +179,8 @@ impl Engine {
             (RecordIndex::ZERO, None) => RecordIndex::new(1),
             (from, _) => rewind.map_or(from, |rewind| from.min(rewind)),
         };
+        let filter = self.filter_of(stream, op)?;
+        let tap = filter.map(|filter| self.open_tap(stream, filter));
         let number = self.next_session_number();
         if let Some(name) = &op.reader
             && let Some(reader) = self.streams[stream].readers.get_mut(name)
@@ -187,6 +194,7 @@ impl Engine {
             follow: op.follow,
             control: peer.clone(),
             data: None,
+            tap: tap.clone(),
             pending_start: Some(CatchUpStart {
                 stream,
                 mdt,
@@ -195,6 +203,7 @@ impl Engine {
                 continues: op.generation.is_some()
                     || (op.from == 0 && watermark.is_some_and(|w| w > RecordIndex::ZERO)),
                 follow: op.follow,
+                filter: tap.clone(),
             }),
             told_end: false,
             last_heard: now,
@@ -216,10 +225,53 @@ impl Engine {
             rewind: rewind.map(RecordIndex::get),
             delivery,
             publish: self.streams[stream].setup.publish.clone(),
+            topic: tap.map(|tap| topic_name(&self.streams[stream].setup.name, tap.id)),
             next: next.get(),
             watermark: watermark.map(RecordIndex::get),
             heartbeat_ms: u64::try_from(self.settings.heartbeat.as_millis()).unwrap_or(1000),
         })
+    }
+
+    /// What a session may see: the reader's mask and the client's own filter.
+    fn filter_of(&self, stream: usize, op: &Start) -> Result<Option<Filter>, Refusal> {
+        let stream = &self.streams[stream];
+        let reader = op.reader.as_ref().and_then(|name| stream.readers.get(name));
+        let mask = reader.map(|reader| reader.state.mask.join(", ")).filter(|m| !m.is_empty());
+        let mask = mask.map(|types| format!("type in ({types})"));
+        let text = match (mask, &op.filter) {
+            (None, None) => return Ok(None),
+            (Some(mask), None) => mask,
+            (None, Some(filter)) => filter.clone(),
+            (Some(mask), Some(filter)) => format!("{mask} and ({filter})"),
+        };
+        if stream.setup.delivery == Delivery::Queue {
+            let text = "members of a queue share all its records; use a `filter` policy instead";
+            return refuse(libc::EINVAL, text);
+        }
+        text.parse().map(Some).or_else(|error| refuse(libc::EINVAL, format!("filter: {error}")))
+    }
+
+    fn open_tap(&mut self, stream_at: usize, filter: Filter) -> Arc<Tap> {
+        let stream = &mut self.streams[stream_at];
+        if let Some((tap, users)) = stream.taps.iter_mut().find(|(tap, _)| tap.filter == filter) {
+            *users += 1;
+            return Arc::clone(tap);
+        }
+        let tap = Arc::new(Tap { id: stream.next_tap, filter });
+        stream.next_tap += 1;
+        stream.taps.push((Arc::clone(&tap), 1));
+        self.effects.push(Effect::OpenTap { stream: stream_at, tap: Arc::clone(&tap) });
+        tap
+    }
+
+    fn close_tap(&mut self, stream_at: usize, id: TapId) {
+        let taps = &mut self.streams[stream_at].taps;
+        let Some(at) = taps.iter().position(|(tap, _)| tap.id == id) else { return };
+        taps[at].1 -= 1;
+        if taps[at].1 == 0 {
+            taps.remove(at);
+            self.effects.push(Effect::CloseTap { stream: stream_at, id });
+        }
     }
 
     /// The lowest index that was issued again after generation `known`.
@@ -334,6 +386,9 @@ impl Engine {
         );
         if let Some(reader) = session.reader.and_then(|name| stream.readers.get_mut(&name)) {
             reader.last_heard = now;
+        }
+        if let Some(tap) = session.tap {
+            self.close_tap(session.stream, tap.id);
         }
         self.effects.push(Effect::EndSession(number));
         if let Some(queue) = self.queue_mut(session.stream, session.mdt) {

@@ -240,7 +240,7 @@ impl Context {
         match option {
             OPT_READER => options.reader = Some(text(value)?),
             OPT_STREAM => options.stream = text(value)?,
-            OPT_FILTER => return Err(not_supported("LCAP_CL_OPT_FILTER")),
+            OPT_FILTER => options.filter = Some(text(value)?),
             OPT_PREFETCH => {
                 let n_bytes = usize::try_from(number(value)?);
                 options.prefetch_bytes = n_bytes.map_err(|_| bad("too large a prefetch"))?;

@@ -161,6 +161,7 @@ impl<B: AsRef<[u8]>> Protocol<B> {
             from,
             generation,
             follow: self.config.follow,
+            filter: self.config.filter.clone(),
         };
         self.pending.retain(|_, pending| !matches!(pending, Pending::Start));
         self.send(Op::Start(start), Pending::Start);

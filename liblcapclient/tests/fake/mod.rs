@@ -400,6 +400,7 @@ impl State {
             rewind,
             delivery,
             publish,
+            topic: None,
             next,
             watermark,
             heartbeat_ms: HEARTBEAT_MS,
