@@ -1,5 +1,6 @@
 //! C programs against the header and the shared library, with a fake lcapd.
 #![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used)]
 
 #[path = "../../tests/fake/mod.rs"]
 mod fake;
@@ -8,7 +9,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use fake::{Fake, MDT};
+use fake::{Fake, MDT, record};
 
 /// A folder with the library under the names that the linker and the loader look for, and room for
 /// programs.
@@ -130,6 +131,34 @@ fn errors_have_their_text() {
     assert_eq!(failed.status.code(), Some(1));
     let said = String::from_utf8(failed.stderr).unwrap();
     assert_eq!(said, "lcap_changelog_start: No such file or directory\n");
+}
+
+#[test]
+fn without_a_server_the_same_program_reads_the_mdt_itself() {
+    let (bench, fake) = (Bench::new(), fake_with(50));
+    let program = bench.compile("client_original.c", &["cc"], &[]);
+    let by_lcapd = run(bench.command(&program, &fake).arg(MDT));
+    let standin = bench.dir.path().join("standin.so");
+    run(Command::new("cc")
+        .args(["-std=gnu11", "-shared", "-fPIC", "-I"])
+        .arg(root().join("include"))
+        .arg(root().join("tests/c/standin_llapi.c"))
+        .arg("-o")
+        .arg(&standin));
+    let log: Vec<u8> = (1..=50).flat_map(record).collect();
+    std::fs::write(bench.dir.path().join(MDT), log).unwrap();
+    let mut command = bench.command(&program, &fake);
+    command.env("LCAP_LIBLUSTREAPI", &standin).env("STANDIN_DIR", bench.dir.path());
+    assert_eq!(run(command.args(["-d", MDT])), by_lcapd);
+    // Who is registered clears for himself.
+    command.env("LCAP_READER", "cl1");
+    run(&mut command);
+    let cleared = std::fs::read_to_string(bench.dir.path().join("cleared")).unwrap();
+    assert_eq!(cleared, (1..=50).map(|n| format!("{MDT} cl1 {n}\n")).collect::<String>());
+    command.env("LCAP_LIBLUSTREAPI", "liblustreapi-is-not-there.so");
+    let failed = command.output().unwrap();
+    let said = String::from_utf8(failed.stderr).unwrap();
+    assert_eq!(said, "lcap_changelog_start: Function not implemented\n");
 }
 
 #[test]
