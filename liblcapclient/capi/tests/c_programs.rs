@@ -189,21 +189,68 @@ fn headers_get_along_with_libzmqs_as_c_and_as_cxx() {
     bench.compile("client_api.c", &["c++", "-x", "c++", "-std=c++17"], &["-pedantic"]);
 }
 
+/// What `include/lcap_client.h` declares.
+fn declared() -> BTreeSet<String> {
+    let header = std::fs::read_to_string(root().join("include/lcap_client.h")).unwrap();
+    let is_word = |c: char| c.is_alphanumeric() || c == '_';
+    let words = header.split(|c| !is_word(c)).zip(header.split_inclusive(|c| !is_word(c)));
+    words
+        .filter(|(word, with)| with.ends_with('(') && word.starts_with("lcap_"))
+        .map(|(word, _)| word.to_owned())
+        .filter(|word| !["lcap_strlcpy", "lcap_client"].contains(&word.as_str()))
+        .collect()
+}
+
+/// What a shared library defines for others, without versions.
+fn exported(library: &Path) -> BTreeSet<String> {
+    let out = run(Command::new("nm").args(["-D", "--defined-only"]).arg(library));
+    let names = out.lines().filter(|line| !line.contains(" A ")).filter_map(|line| {
+        let name = line.split(' ').nth(2)?;
+        Some(name.split('@').next().unwrap_or(name).to_owned())
+    });
+    names.collect()
+}
+
 #[test]
 fn exactly_the_interface_is_exported() {
-    let header = std::fs::read_to_string(root().join("include/lcap_client.h")).unwrap();
-    let declared: BTreeSet<&str> = header
-        .split(|c: char| !c.is_alphanumeric() && c != '_')
-        .zip(header.split_inclusive(|c: char| !c.is_alphanumeric() && c != '_'))
-        .filter(|(word, with)| with.ends_with('(') && word.starts_with("lcap_"))
-        .map(|(word, _)| word)
-        .filter(|word| !["lcap_strlcpy", "lcap_client"].contains(word))
-        .collect();
-    let out = run(Command::new("nm").args(["-D", "--defined-only"]).arg(built("liblcapclient.so")));
-    let exported: BTreeSet<&str> = out.lines().filter_map(|line| line.split(' ').nth(2)).collect();
-    assert_eq!(exported, declared);
-    assert_eq!(exported.len(), 11);
-    let dynamic = run(Command::new("readelf").arg("-d").arg(built("liblcapclient.so")));
+    let library = built("liblcapclient.so");
+    assert_eq!(exported(&library), declared());
+    assert_eq!(declared().len(), 11);
+    let dynamic = run(Command::new("readelf").arg("-d").arg(library));
     assert!(dynamic.contains("soname: [liblcapclient.so.1]"), "{dynamic}");
     assert_eq!(dynamic.matches("libzmq.so").count(), 1, "the system's libzmq");
+}
+
+#[test]
+fn what_is_installed_has_versions_and_is_found_by_pkg_config() {
+    let (bench, fake) = (Bench::new(), fake_with(20));
+    let (out, installed) = (bench.dir.path().join("out"), bench.dir.path().join("installed"));
+    std::fs::create_dir(&out).unwrap();
+    std::os::unix::fs::symlink(built("liblcapclient.a"), out.join("liblcapclient.a")).unwrap();
+    std::fs::write(out.join("liblcap_llapi.so"), "another package's").unwrap();
+    let libdir = installed.join("opt/lcap/lib64");
+    run(Command::new(root().join("packaging/install-client.sh"))
+        .env("OUT", &out)
+        .env("DESTDIR", &installed)
+        .env("PREFIX", "/opt/lcap")
+        .env("LIBDIR", "/opt/lcap/lib64"));
+    let library = libdir.join("liblcapclient.so.1");
+    assert_eq!(exported(&library), declared());
+    let symbols = run(Command::new("nm").args(["-D", "--defined-only"]).arg(&library));
+    assert_eq!(symbols.matches("@@LCAP_1.0").count(), declared().len(), "{symbols}");
+
+    let flags = run(Command::new("pkg-config")
+        .env("PKG_CONFIG_PATH", libdir.join("pkgconfig"))
+        .env("PKG_CONFIG_SYSROOT_DIR", &installed)
+        .args(["--cflags", "--libs", "lcapclient"]));
+    let program = bench.dir.path().join("by-pkg-config");
+    run(Command::new("cc")
+        .args(["-D_GNU_SOURCE", "-Wall", "-Werror"])
+        .arg(root().join("tests/c/client_original.c"))
+        .arg("-o")
+        .arg(&program)
+        .args(flags.split_whitespace()));
+    let mut command = bench.command(&program, &fake);
+    let lines = run(command.env("LD_LIBRARY_PATH", &libdir).arg(MDT));
+    assert_eq!(lines.lines().count(), 20);
 }
