@@ -597,6 +597,10 @@ impl Client {
             }
             Item::Low(low) => self.consumed_upto(low),
             Item::Gap(gap) => self.on_gap(gap),
+            Item::Generation(generation) => {
+                let settled = RecordIndex::new(self.inbox.settled().0);
+                self.inbox.enter_generation(generation, settled);
+            }
             Item::End => {
                 self.over = Some(Ok(()));
                 return Ok(false);

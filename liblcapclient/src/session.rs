@@ -163,8 +163,9 @@ impl Session {
                     }
                     Ok(())
                 }
-                Output::Closed => {
-                    let _ = self.control.as_ref().map(|s| s.set_linger(LINGER_MS));
+                Output::Closed { heard } => {
+                    let linger = if heard { LINGER_MS } else { 0 };
+                    let _ = self.control.as_ref().map(|s| s.set_linger(linger));
                     self.closed = true;
                     Ok(())
                 }
