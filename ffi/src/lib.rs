@@ -12,6 +12,7 @@
 //! * [`policy`]: the table that a policy library exports (`include/lcap_policy.h`).
 //! * [`poll`]: waiting for descriptors by number.
 //! * [`process`]: environment and signals of the process that a library is a guest in.
+//! * [`received`]: frames that libzmq gave us.
 //! * [`zmq_frame`]: frames handed to libzmq without a copy.
 //!
 //! No other crate describes a foreign layout; those above this one see safe types only.
@@ -25,6 +26,7 @@ pub mod nid;
 pub mod policy;
 pub mod poll;
 pub mod process;
+pub mod received;
 pub mod record;
 pub mod repack;
 pub mod text;

@@ -4,8 +4,8 @@
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -324,7 +324,29 @@ enum Acks {
     /// Not known yet, or nobody wants to know.
     None,
     Reader(ReaderAcks),
-    Member(MemberAcks),
+    /// Shared with [`Clearer`]s.
+    Member(Arc<Mutex<MemberAcks>>),
+}
+
+/// Clears on another thread than the one that receives, for a member of a queue. A reader can be
+/// cleared from anywhere, by [`crate::Control::clear`].
+#[derive(Clone, Debug)]
+pub struct Clearer {
+    inbox: Arc<Inbox>,
+    acks: Arc<Mutex<MemberAcks>>,
+}
+
+impl Clearer {
+    /// As [`Client::clear`].
+    pub fn clear(&self, upto: RecordIndex) {
+        let upto = if upto == RecordIndex::ZERO { RecordIndex::new(u64::MAX) } else { upto };
+        self.inbox.with_settled_records(|settled| lock(&self.acks).clear(upto, settled));
+    }
+}
+
+/// Nothing panics half-way through a change of these.
+fn lock(acks: &Mutex<MemberAcks>) -> MutexGuard<'_, MemberAcks> {
+    acks.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Reads the records of one MDT. One thread at a time.
@@ -387,6 +409,16 @@ impl Client {
         matches!(self.acks, Acks::Member(_))
     }
 
+    /// For a member of a queue: what clears on other threads. Known once a record was received.
+    pub fn clearer(&self) -> Option<Clearer> {
+        match &self.acks {
+            Acks::Member(acks) => {
+                Some(Clearer { inbox: Arc::clone(&self.inbox), acks: Arc::clone(acks) })
+            }
+            Acks::None | Acks::Reader(_) => None,
+        }
+    }
+
     /// Receives one record; waits for it. `None` is the end, and stays it.
     ///
     /// # Errors
@@ -420,7 +452,7 @@ impl Client {
                 match &mut self.acks {
                     Acks::None => {}
                     Acks::Reader(acks) => acks.hand_out(index),
-                    Acks::Member(acks) => acks.hand_out(index),
+                    Acks::Member(acks) => lock(acks).hand_out(index),
                 }
                 self.stats.records += 1;
                 self.stats.bytes += range.len() as u64;
@@ -469,7 +501,7 @@ impl Client {
                 self.inbox.settle(acks.watermark(so_far));
             }
             Acks::Member(acks) => {
-                self.inbox.with_settled_records(|settled| acks.clear(upto, settled));
+                self.inbox.with_settled_records(|settled| lock(acks).clear(upto, settled));
             }
         }
         if self.unflushed >= ACK_RECORDS {
@@ -570,7 +602,7 @@ impl Client {
         if let Some(over) = &self.over {
             return over.clone().map(|()| false);
         }
-        self.begin()?;
+        self.begin()?; // also sees to it that a child does not take what is the parent's
         match self.inbox.take(wait)? {
             Item::Batch(batch) => {
                 self.know_delivery(batch.delivery());
@@ -578,6 +610,10 @@ impl Client {
             }
             Item::Low(low) => self.consumed_upto(low),
             Item::Gap(gap) => self.on_gap(gap),
+            Item::Generation(generation) => {
+                let settled = RecordIndex::new(self.inbox.settled().0);
+                self.inbox.enter_generation(generation, settled);
+            }
             Item::End => {
                 self.over = Some(Ok(()));
                 return Ok(false);
@@ -597,7 +633,7 @@ impl Client {
     fn know_delivery(&mut self, delivery: Delivery) {
         if matches!(self.acks, Acks::None) {
             self.acks = match delivery {
-                Delivery::Queue => Acks::Member(MemberAcks::default()),
+                Delivery::Queue => Acks::Member(Arc::default()),
                 Delivery::Broadcast if self.options.reader.is_some() => Acks::Reader(self.consumed),
                 Delivery::Broadcast => Acks::None,
             };
@@ -631,7 +667,7 @@ impl Client {
         match &mut self.acks {
             Acks::None => {}
             Acks::Reader(acks) => acks.rewind(gap.first),
-            Acks::Member(acks) => acks.rewind(gap.first),
+            Acks::Member(acks) => lock(acks).rewind(gap.first),
         }
         let settled = RecordIndex::new(self.inbox.settled().0).min(gap.first.prev());
         self.inbox.enter_generation(generation, settled);

@@ -58,7 +58,7 @@ impl<B: AsRef<[u8]>> Batch<B> {
     }
 
     /// Everything up to here has been delivered or dropped as soon as the batch is consumed.
-    pub(crate) fn low(&self) -> RecordIndex {
+    pub fn low(&self) -> RecordIndex {
         self.low
     }
 

@@ -77,7 +77,10 @@ pub enum Output<B> {
     /// Answer to [`Protocol::request`].
     Answer(u64, Result<Reply, ClientError>),
     /// After [`Protocol::close`]: everything is said.
-    Closed,
+    Closed {
+        /// Somebody is there to hear it.
+        heard: bool,
+    },
 }
 
 /// What the application gets, in order.
@@ -89,6 +92,8 @@ pub enum Item<B> {
     Gap(Gap),
     /// Everything up to here was delivered or dropped.
     Low(RecordIndex),
+    /// History of the MDT that the records from here on belong to, where that is no news.
+    Generation(u16),
     /// The present end. Nothing follows.
     End,
     /// The session is over for good. Nothing follows.
@@ -183,6 +188,8 @@ pub struct Protocol<B> {
     next_id: u64,
     pending: BTreeMap<u64, Pending>,
     last_heard: Instant,
+    /// The present server has said something.
+    heard: bool,
     next_trouble: Instant,
     /// Epoch of the last hello on the present subscription, and where that is.
     subscribed: Option<u64>,
@@ -229,6 +236,7 @@ impl<B: AsRef<[u8]>> Protocol<B> {
             next_id: 1,
             pending: BTreeMap::new(),
             last_heard: now,
+            heard: false,
             next_trouble: now + config.timeout,
             subscribed: None,
             live_endpoint: None,
@@ -330,6 +338,7 @@ impl<B: AsRef<[u8]>> Protocol<B> {
     /// A control message came, on the control socket or the queue's.
     pub fn on_control(&mut self, message: &[u8], now: Instant) {
         self.last_heard = now;
+        self.heard = true;
         self.next_trouble = now + self.config.timeout;
         match control::parse_server_message(message) {
             Ok(ServerMessage::Reply(reply)) => self.on_reply(reply, now),
@@ -442,9 +451,13 @@ impl<B: AsRef<[u8]>> Protocol<B> {
         self.n_tried += 1;
         self.endpoint = (self.endpoint + 1) % self.config.endpoints.len().max(1);
         self.last_heard = now;
+        self.heard = false;
         self.subscribed = None;
         self.live_endpoint = None;
-        if self.phase == Phase::Greeting || !self.wanted {
+        if self.phase == Phase::Ended {
+            // Only acknowledgements are left, and those go by `clear`.
+            self.out.push_back(Output::ConnectControl(self.endpoint().to_owned()));
+        } else if self.phase == Phase::Greeting || !self.wanted {
             self.greet(now);
         } else {
             self.counters.restarts += 1;
@@ -501,11 +514,14 @@ impl<B: AsRef<[u8]>> Protocol<B> {
         if let Some(first) = reply.rewind.map(RecordIndex::new) {
             self.rewind(first, reply.generation);
         }
-        let first_session = self.place.resume().1.is_none();
-        if first_session {
+        let known = self.place.resume().1;
+        if known.is_none() {
             // Who asks to begin at an index is done with what lies before it.
             let before = RecordIndex::new(self.config.from).prev().max(next.prev());
             self.out.push_back(Output::Deliver(Item::Low(before)));
+        }
+        if reply.rewind.is_none() && known != Some(reply.generation) {
+            self.out.push_back(Output::Deliver(Item::Generation(reply.generation)));
         }
         self.place.started(next, reply.generation);
         let watermark = reply.watermark.unwrap_or_else(|| next.prev().get());
@@ -782,3 +798,6 @@ fn join(a: &RangeSet, b: &RangeSet) -> RangeSet {
     }
     both
 }
+
+#[cfg(test)]
+mod tests;

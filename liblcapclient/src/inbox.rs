@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use lcap_ffi::RecordIndex;
+use lcap_ffi::received::Received;
 use lcap_wire::RangeSet;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::io::Errno;
@@ -15,15 +16,6 @@ use rustix::io::Errno;
 use crate::batch::Batch;
 use crate::client::{Counters, Item};
 use crate::error::ClientError;
-
-/// The body of a received message, as libzmq gave it.
-pub struct Body(pub(crate) zmq::Message);
-
-impl AsRef<[u8]> for Body {
-    fn as_ref(&self) -> &[u8] {
-        &self.0
-    }
-}
 
 /// What the two sides share.
 pub(crate) struct Inbox {
@@ -45,7 +37,7 @@ pub(crate) struct Inbox {
 
 #[derive(Default)]
 struct State {
-    items: VecDeque<Item<Body>>,
+    items: VecDeque<Item<Received>>,
     /// `ready` was written to since it was last read.
     signalled: bool,
     /// The application polls `ready`: it must not be readable in vain.
@@ -62,7 +54,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Whether the application is told of it. The others only change what it may acknowledge.
-fn is_news(item: &Item<Body>) -> bool {
+fn is_news(item: &Item<Received>) -> bool {
     matches!(item, Item::Batch(_) | Item::End | Item::Failed(_) | Item::Trouble(_))
 }
 
@@ -90,7 +82,7 @@ impl Inbox {
     // The session's side.
 
     /// Hands an item to the application.
-    pub(crate) fn push(&self, item: Item<Body>) {
+    pub(crate) fn push(&self, item: Item<Received>) {
         let mut state = lock(&self.state);
         if let (Item::Low(low), Some(Item::Batch(last))) = (&item, state.items.back_mut()) {
             last.raise_low(*low);
@@ -149,7 +141,7 @@ impl Inbox {
     // The application's side.
 
     /// The next item. Waits for one if `wait`.
-    pub(crate) fn take(&self, wait: bool) -> Result<Item<Body>, ClientError> {
+    pub(crate) fn take(&self, wait: bool) -> Result<Item<Received>, ClientError> {
         loop {
             if let Some(item) = self.try_take() {
                 return Ok(item);
@@ -166,7 +158,7 @@ impl Inbox {
         }
     }
 
-    fn try_take(&self) -> Option<Item<Body>> {
+    fn try_take(&self) -> Option<Item<Received>> {
         let mut state = lock(&self.state);
         let item = state.items.pop_front()?;
         if let Item::Batch(batch) = &item {
@@ -250,11 +242,5 @@ impl std::fmt::Debug for Inbox {
     }
 }
 
-impl std::fmt::Debug for Body {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Body({} bytes)", self.0.len())
-    }
-}
-
 /// One message with records that the application works on.
-pub type ReceivedBatch = Batch<Body>;
+pub type ReceivedBatch = Batch<Received>;

@@ -31,9 +31,9 @@ mod session;
 #[cfg(test)]
 mod testing;
 
-pub use api::{Builder, Client, DEFAULT_TIMEOUT, DEFAULT_URI, Options, Stats};
+pub use api::{Builder, Clearer, Client, DEFAULT_TIMEOUT, DEFAULT_URI, Options, Stats};
 pub use control::Control;
 pub use direct::Direct;
 pub use error::ClientError;
-pub use inbox::{Body, ReceivedBatch};
+pub use inbox::ReceivedBatch;
 pub use keys::Keys;

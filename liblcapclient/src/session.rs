@@ -10,12 +10,13 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
 use lcap_ffi::process::with_signals_blocked;
+use lcap_ffi::received::Received;
 use lcap_wire::control::{Op, Reply};
 use lcap_wire::frame::MAX_BODY_BYTES;
 
 use crate::client::{Config, Item, Output, Protocol, Source};
 use crate::error::ClientError;
-use crate::inbox::{Body, Inbox};
+use crate::inbox::Inbox;
 use crate::keys::Keys;
 use crate::log;
 use crate::promise::{Promise, Promised, promise};
@@ -69,7 +70,7 @@ pub(crate) fn spawn(
 }
 
 struct Session {
-    protocol: Protocol<Body>,
+    protocol: Protocol<Received>,
     keys: Option<Keys>,
     inbox: Arc<Inbox>,
     commands: Receiver<Command>,
@@ -162,8 +163,9 @@ impl Session {
                     }
                     Ok(())
                 }
-                Output::Closed => {
-                    let _ = self.control.as_ref().map(|s| s.set_linger(LINGER_MS));
+                Output::Closed { heard } => {
+                    let linger = if heard { LINGER_MS } else { 0 };
+                    let _ = self.control.as_ref().map(|s| s.set_linger(linger));
                     self.closed = true;
                     Ok(())
                 }
@@ -279,7 +281,7 @@ impl Session {
                 self.protocol.on_control(&message, now);
             }
             (Some(topic), Some(header), Some(body), None) => {
-                self.protocol.on_data(source, &topic, &header, Body(body), now);
+                self.protocol.on_data(source, &topic, &header, Received::from(body), now);
             }
             _ => self.protocol.on_garbage(),
         }

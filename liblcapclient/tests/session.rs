@@ -217,6 +217,21 @@ fn indexes_that_are_issued_again_come_again_after_a_gap_notice() {
 }
 
 #[test]
+fn an_mdt_with_a_past_is_acknowledged_like_any_other() {
+    let fake = Fake::start();
+    fake.with(|state| {
+        state.readers.insert("rbh".into(), 0);
+        state.generation = 3;
+    });
+    fake.append(1..=20);
+    let mut client = builder(&fake).reader(Some("rbh")).connect().unwrap();
+    receive(&mut client, 20);
+    client.clear(RecordIndex::new(20)).unwrap();
+    client.close();
+    assert_eq!(fake.with(|state| state.readers["rbh"]), 20);
+}
+
+#[test]
 fn a_rewind_that_was_slept_through_is_told_by_the_next_session() {
     let fake = Fake::start();
     let mut client = builder(&fake).follow(true).connect().unwrap();

@@ -196,29 +196,37 @@ impl Context {
     #[inline]
     pub(crate) fn clear(
         &mut self,
-        mdt: &str,
-        id: Option<&str>,
+        mdt: &CStr,
+        id: Option<&CStr>,
         upto: u64,
     ) -> Result<(), ClientError> {
+        if let Channel::Server(client) = &mut self.channel
+            && client.mdt().as_str().as_bytes() == mdt.to_bytes()
+        {
+            let reader = client.reader().map(str::as_bytes);
+            if id.is_none() || id.map(CStr::to_bytes) == reader || client.is_member() {
+                return client.clear(RecordIndex::new(upto));
+            }
+        }
+        self.clear_for(mdt, id, upto)
+    }
+
+    /// Clears for somebody else, or an MDT's own changelog user.
+    #[cold]
+    fn clear_for(&mut self, mdt: &CStr, id: Option<&CStr>, upto: u64) -> Result<(), ClientError> {
+        let utf8 = |text: &CStr| -> Result<String, ClientError> {
+            text.to_str().map(str::to_owned).map_err(|_| bad("a name is not UTF-8"))
+        };
+        let (mdt, id) = (utf8(mdt)?, id.map(utf8).transpose()?);
         match &mut self.channel {
-            Channel::Server(client) => {
-                let own_mdt = client.mdt().as_str() == mdt;
-                let own_reader = id.is_none() || id == client.reader() || client.is_member();
-                if own_mdt && own_reader {
-                    return client.clear(RecordIndex::new(upto));
-                }
-                let Some(id) = id else {
-                    let own = client.mdt();
-                    return Err(bad(format!("`{mdt}`: this context reads {own}")));
-                };
-                client.clear_for(mdt, id, upto)
-            }
-            Channel::Direct { log, user, .. } => {
-                match id.map(str::to_owned).or_else(|| user.clone()) {
-                    Some(user) => log.clear(mdt, &user, upto),
-                    None => Ok(()), // nobody is registered, so there is nothing to clear
-                }
-            }
+            Channel::Server(client) => match id {
+                Some(id) => client.clear_for(&mdt, &id, upto),
+                None => Err(bad(format!("`{mdt}`: this context reads {}", client.mdt()))),
+            },
+            Channel::Direct { log, user, .. } => match id.or_else(|| user.clone()) {
+                Some(user) => log.clear(&mdt, &user, upto),
+                None => Ok(()), // nobody is registered, so there is nothing to clear
+            },
         }
     }
 

@@ -1,5 +1,6 @@
 //! C programs against the header and the shared library, with a fake lcapd.
 #![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used)]
 
 #[path = "../../tests/fake/mod.rs"]
 mod fake;
@@ -8,7 +9,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use fake::{Fake, MDT};
+use fake::{Fake, MDT, record};
 
 /// A folder with the library under the names that the linker and the loader look for, and room for
 /// programs.
@@ -133,6 +134,34 @@ fn errors_have_their_text() {
 }
 
 #[test]
+fn without_a_server_the_same_program_reads_the_mdt_itself() {
+    let (bench, fake) = (Bench::new(), fake_with(50));
+    let program = bench.compile("client_original.c", &["cc"], &[]);
+    let by_lcapd = run(bench.command(&program, &fake).arg(MDT));
+    let standin = bench.dir.path().join("standin.so");
+    run(Command::new("cc")
+        .args(["-std=gnu11", "-shared", "-fPIC", "-I"])
+        .arg(root().join("include"))
+        .arg(root().join("tests/c/standin_llapi.c"))
+        .arg("-o")
+        .arg(&standin));
+    let log: Vec<u8> = (1..=50).flat_map(record).collect();
+    std::fs::write(bench.dir.path().join(MDT), log).unwrap();
+    let mut command = bench.command(&program, &fake);
+    command.env("LCAP_LIBLUSTREAPI", &standin).env("STANDIN_DIR", bench.dir.path());
+    assert_eq!(run(command.args(["-d", MDT])), by_lcapd);
+    // Who is registered clears for himself.
+    command.env("LCAP_READER", "cl1");
+    run(&mut command);
+    let cleared = std::fs::read_to_string(bench.dir.path().join("cleared")).unwrap();
+    assert_eq!(cleared, (1..=50).map(|n| format!("{MDT} cl1 {n}\n")).collect::<String>());
+    command.env("LCAP_LIBLUSTREAPI", "liblustreapi-is-not-there.so");
+    let failed = command.output().unwrap();
+    let said = String::from_utf8(failed.stderr).unwrap();
+    assert_eq!(said, "lcap_changelog_start: Function not implemented\n");
+}
+
+#[test]
 fn every_function_does_what_the_header_says() {
     let (bench, fake) = (Bench::new(), fake_with(500));
     let program = bench.compile("client_api.c", &["cc", "-std=c11"], &["-pedantic"]);
@@ -160,21 +189,68 @@ fn headers_get_along_with_libzmqs_as_c_and_as_cxx() {
     bench.compile("client_api.c", &["c++", "-x", "c++", "-std=c++17"], &["-pedantic"]);
 }
 
+/// What `include/lcap_client.h` declares.
+fn declared() -> BTreeSet<String> {
+    let header = std::fs::read_to_string(root().join("include/lcap_client.h")).unwrap();
+    let is_word = |c: char| c.is_alphanumeric() || c == '_';
+    let words = header.split(|c| !is_word(c)).zip(header.split_inclusive(|c| !is_word(c)));
+    words
+        .filter(|(word, with)| with.ends_with('(') && word.starts_with("lcap_"))
+        .map(|(word, _)| word.to_owned())
+        .filter(|word| !["lcap_strlcpy", "lcap_client"].contains(&word.as_str()))
+        .collect()
+}
+
+/// What a shared library defines for others, without versions.
+fn exported(library: &Path) -> BTreeSet<String> {
+    let out = run(Command::new("nm").args(["-D", "--defined-only"]).arg(library));
+    let names = out.lines().filter(|line| !line.contains(" A ")).filter_map(|line| {
+        let name = line.split(' ').nth(2)?;
+        Some(name.split('@').next().unwrap_or(name).to_owned())
+    });
+    names.collect()
+}
+
 #[test]
 fn exactly_the_interface_is_exported() {
-    let header = std::fs::read_to_string(root().join("include/lcap_client.h")).unwrap();
-    let declared: BTreeSet<&str> = header
-        .split(|c: char| !c.is_alphanumeric() && c != '_')
-        .zip(header.split_inclusive(|c: char| !c.is_alphanumeric() && c != '_'))
-        .filter(|(word, with)| with.ends_with('(') && word.starts_with("lcap_"))
-        .map(|(word, _)| word)
-        .filter(|word| !["lcap_strlcpy", "lcap_client"].contains(word))
-        .collect();
-    let out = run(Command::new("nm").args(["-D", "--defined-only"]).arg(built("liblcapclient.so")));
-    let exported: BTreeSet<&str> = out.lines().filter_map(|line| line.split(' ').nth(2)).collect();
-    assert_eq!(exported, declared);
-    assert_eq!(exported.len(), 11);
-    let dynamic = run(Command::new("readelf").arg("-d").arg(built("liblcapclient.so")));
+    let library = built("liblcapclient.so");
+    assert_eq!(exported(&library), declared());
+    assert_eq!(declared().len(), 11);
+    let dynamic = run(Command::new("readelf").arg("-d").arg(library));
     assert!(dynamic.contains("soname: [liblcapclient.so.1]"), "{dynamic}");
     assert_eq!(dynamic.matches("libzmq.so").count(), 1, "the system's libzmq");
+}
+
+#[test]
+fn what_is_installed_has_versions_and_is_found_by_pkg_config() {
+    let (bench, fake) = (Bench::new(), fake_with(20));
+    let (out, installed) = (bench.dir.path().join("out"), bench.dir.path().join("installed"));
+    std::fs::create_dir(&out).unwrap();
+    std::os::unix::fs::symlink(built("liblcapclient.a"), out.join("liblcapclient.a")).unwrap();
+    std::fs::write(out.join("liblcap_llapi.so"), "another package's").unwrap();
+    let libdir = installed.join("opt/lcap/lib64");
+    run(Command::new(root().join("packaging/install-client.sh"))
+        .env("OUT", &out)
+        .env("DESTDIR", &installed)
+        .env("PREFIX", "/opt/lcap")
+        .env("LIBDIR", "/opt/lcap/lib64"));
+    let library = libdir.join("liblcapclient.so.1");
+    assert_eq!(exported(&library), declared());
+    let symbols = run(Command::new("nm").args(["-D", "--defined-only"]).arg(&library));
+    assert_eq!(symbols.matches("@@LCAP_1.0").count(), declared().len(), "{symbols}");
+
+    let flags = run(Command::new("pkg-config")
+        .env("PKG_CONFIG_PATH", libdir.join("pkgconfig"))
+        .env("PKG_CONFIG_SYSROOT_DIR", &installed)
+        .args(["--cflags", "--libs", "lcapclient"]));
+    let program = bench.dir.path().join("by-pkg-config");
+    run(Command::new("cc")
+        .args(["-D_GNU_SOURCE", "-Wall", "-Werror"])
+        .arg(root().join("tests/c/client_original.c"))
+        .arg("-o")
+        .arg(&program)
+        .args(flags.split_whitespace()));
+    let mut command = bench.command(&program, &fake);
+    let lines = run(command.env("LD_LIBRARY_PATH", &libdir).arg(MDT));
+    assert_eq!(lines.lines().count(), 20);
 }

@@ -188,7 +188,7 @@ impl<B: AsRef<[u8]>> Protocol<B> {
         self.session = None;
         self.phase = Phase::Failed;
         self.deadline = None;
-        self.out.push_back(Output::Closed);
+        self.out.push_back(Output::Closed { heard: self.heard });
     }
 
     fn close_if_done(&mut self) {

@@ -85,6 +85,8 @@ pub struct State {
     pub queue_acked: Vec<u64>,
     pub per_message: usize,
     pub rewound: Option<(u16, u64)>,
+    /// Send the bytes in the log, not those that `record` makes.
+    pub from_log: bool,
     // Faults.
     pub lose_live: u32,
     pub lose_catch_up: u32,
@@ -153,6 +155,7 @@ impl Fake {
             queue_acked: Vec::new(),
             per_message: 10,
             rewound: None,
+            from_log: false,
             lose_live: 0,
             lose_catch_up: 0,
             twice: false,
@@ -324,6 +327,9 @@ impl State {
                 self.close(fini.session);
                 return;
             }
+            Op::Clear(clear) if clear.mdt != self.mdt.as_str() => {
+                Reply::error(id, libc::ENOENT, "no such MDT")
+            }
             Op::Clear(clear) => match self.readers.get_mut(&clear.reader) {
                 None => Reply::error(id, libc::ENOENT, "no such reader"),
                 Some(mark) => {
@@ -484,7 +490,11 @@ impl State {
         let body: Vec<u8> = if is_gap {
             Vec::new()
         } else {
-            indexes.iter().flat_map(|&index| record(index)).collect()
+            let bytes = |index: &u64| match self.log.get(index) {
+                Some(bytes) if self.from_log => bytes.clone(),
+                _ => record(*index),
+            };
+            indexes.iter().flat_map(bytes).collect()
         };
         let mut header = Header::for_body(kind, &body);
         header.flags = flags;
