@@ -205,6 +205,12 @@ impl Harness {
         self.held.len()
     }
 
+    /// Lowest index of the records that the module holds.
+    pub fn lowest_held(&self) -> Option<u64> {
+        let index = |record: &[u8]| split_len(record).map_or(0, |(_, index)| index.get());
+        self.held.values().map(|(_, record)| index(record)).min()
+    }
+
     /// All decisions that are ready.
     ///
     /// # Errors
