@@ -230,7 +230,8 @@ impl CatchUp {
     /// Sends all that the policies hold.
     fn drain(&mut self) -> bool {
         if let Err(error) = self.pipeline.flush() {
-            return self.give(Item::Failed(chain(&error))) && false;
+            self.give(Item::Failed(chain(&error)));
+            return false;
         }
         while let Some(message) = self.pipeline.next_ready() {
             if !self.give(Item::Message(message)) {

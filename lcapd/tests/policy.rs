@@ -167,7 +167,10 @@ fn route_keys_come_out_record_by_record() {
 }
 
 /// Every way to break the contract, the fault that it is, and how many records leave before it is seen.
-fn misdeeds() -> Vec<(&'static str, fn(&Fault) -> bool)> {
+/// A mode of the toy module, and the fault that it must be found guilty of.
+type Misdeed = (&'static str, fn(&Fault) -> bool);
+
+fn misdeeds() -> Vec<Misdeed> {
     vec![
         ("garbage", |f| *f == Fault::Token(0xdead_beef_cafe)),
         ("drop-twice", |f| matches!(f, Fault::Token(_))),
