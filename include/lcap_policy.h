@@ -197,7 +197,7 @@ struct lcap_policy_ops {
 	 *
 	 * \param[in]  mdt       which MDT
 	 * \param[in]  readers   the stream's registered readers, `n` of them; a queue counts as one
-	 * \param[in]  proposed  the lowest watermark, or what was delivered if there are no readers
+	 * \param[in]  proposed  the lowest watermark; 0, which is nothing, if there are no readers
 	 * \param[out] upto      set to `proposed` before the call. Lower holds back. Higher counts only
 	 *                       if n is 0, and never beyond what this chain has delivered or dropped
 	 *

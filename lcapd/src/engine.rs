@@ -115,7 +115,9 @@ pub enum Effect {
         mdt: usize,
         /// Registered readers and their watermarks.
         readers: Vec<(String, RecordIndex)>,
-        /// What the host would clear.
+        /// What the host would clear; zero, which is nothing, if nobody is registered.
+        offer: RecordIndex,
+        /// Given back with the answer.
         proposed: RecordIndex,
     },
 }
@@ -741,9 +743,11 @@ impl Stream {
         effects: &mut Vec<Effect>,
     ) -> Need {
         let Some(entry) = self.mdts.get_mut(mdt_at) else { return need };
-        let proposed = match need {
-            Need::Above(index) => index,
-            Need::Nobody => entry.worker.sent.low,
+        // Without readers the host offers nothing, and asks again whenever the stream has moved:
+        // unread records go only if a policy says so of its own accord.
+        let (offer, proposed) = match need {
+            Need::Above(index) => (index, index),
+            Need::Nobody => (RecordIndex::ZERO, entry.worker.sent.low),
         };
         match entry.allowed {
             Some((asked, upto)) if asked == proposed => {
@@ -765,7 +769,8 @@ impl Stream {
                     |(name, r)| Some((name.clone(), r.positions.get(mdt_at)?.watermark())),
                 );
             let readers = readers.collect();
-            effects.push(Effect::AskPolicy { stream: stream_at, mdt: mdt_at, readers, proposed });
+            let (stream, mdt) = (stream_at, mdt_at);
+            effects.push(Effect::AskPolicy { stream, mdt, readers, offer, proposed });
         }
         let known = entry.allowed.map_or(RecordIndex::ZERO, |(_, upto)| upto);
         match need {

@@ -377,8 +377,8 @@ impl Server {
                 Effect::Clear { mdt, upto } => {
                     let _ = self.mdts[mdt].clears.send(upto);
                 }
-                Effect::AskPolicy { stream, mdt, readers, proposed } => {
-                    self.ask_policy(stream, mdt, readers, proposed);
+                Effect::AskPolicy { stream, mdt, readers, offer, proposed } => {
+                    self.ask_policy(stream, mdt, readers, offer, proposed);
                 }
             }
         }
@@ -390,6 +390,7 @@ impl Server {
         stream: usize,
         mdt: usize,
         readers: Vec<(String, RecordIndex)>,
+        offer: RecordIndex,
         proposed: RecordIndex,
     ) {
         let worker = &self.workers[stream][mdt];
@@ -398,8 +399,11 @@ impl Server {
             let _ = outcomes.send(Outcome::PolicyAllows { stream, mdt, proposed, upto });
             waker.wake();
         });
-        let _ =
-            worker.commands.send(Command::ClearUpto { readers, proposed, answer: answer.into() });
+        let _ = worker.commands.send(Command::ClearUpto {
+            readers,
+            proposed: offer,
+            answer: answer.into(),
+        });
         worker.waker.wake();
     }
 
