@@ -50,9 +50,9 @@ mod tests {
     fn the_bytes_stay_where_the_frame_goes() {
         for bytes in [vec![], vec![7; 5], vec![9; 5000]] {
             let frame = Received::from(zmq::Message::from(&bytes));
-            let at = frame.as_ref().as_ptr();
+            let at = frame.as_ref().as_ptr().addr();
             let moved = std::thread::spawn(move || {
-                assert_eq!(frame.as_ref().as_ptr(), at);
+                assert_eq!(frame.as_ref().as_ptr().addr(), at);
                 frame
             });
             assert_eq!(moved.join().unwrap().as_ref(), bytes);

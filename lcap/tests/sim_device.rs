@@ -146,7 +146,9 @@ fn read_to_end(source: &mut dyn ChangelogSource) -> Result<Vec<u8>, SourceError>
             ReadOutcome::Bytes(_) => all.extend_from_slice(&buf),
             ReadOutcome::Wait { at_end: true, .. } => return Ok(all),
             ReadOutcome::Wait { on, .. } => wait(on),
-            ReadOutcome::Ended | ReadOutcome::Lost { .. } => panic!("a following descriptor does not end"),
+            ReadOutcome::Ended | ReadOutcome::Lost { .. } => {
+                panic!("a following descriptor does not end")
+            }
         }
     }
 }

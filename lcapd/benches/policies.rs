@@ -28,7 +28,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let beside = std::env::current_exe()?.parent().map(PathBuf::from);
     let loader = Loader::new(beside);
     let config = PolicyConfig::of;
-    let filter = config("filter").with("drop", "type = MARK or jobid ~ 'backup.*' or name ~ '*.swp'");
+    let filter =
+        config("filter").with("drop", "type = MARK or jobid ~ 'backup.*' or name ~ '*.swp'");
     let chains = [
         ("fifo", vec![config("fifo")]),
         ("filter", vec![filter.clone()]),
@@ -73,7 +74,8 @@ fn run(
 ) -> Result<(f64, BTreeMap<u32, usize>), Box<dyn std::error::Error>> {
     let mdt: MdtName = "lustre-MDT0000".parse()?;
     let load = |config: &PolicyConfig| Ok((loader.load(&config.module)?, config.clone()));
-    let modules: Vec<_> = modules.iter().map(load).collect::<Result<_, lcapd::policy::PolicyError>>()?;
+    let modules: Vec<_> =
+        modules.iter().map(load).collect::<Result<_, lcapd::policy::PolicyError>>()?;
     let mut chain = Chain::new(&modules, &mdt)?;
     let mut out = ChainOutput::default();
     let mut by_type: BTreeMap<u32, usize> = BTreeMap::new();
@@ -137,13 +139,19 @@ fn mix(n: usize) -> Vec<u8> {
                 0 | 10 => RecordBuilder::new(RecordType::CLOSE).target(fid(object)).type_flags(2),
                 1 => named(RecordType::RENAME, 0)
                     .target(Fid::default())
-                    .renamed_from(fid(object), fid(object % 100), format!("result-{object}.h5").as_bytes())
+                    .renamed_from(
+                        fid(object),
+                        fid(object % 100),
+                        format!("result-{object}.h5").as_bytes(),
+                    )
                     .name(format!("final-{object}.h5").as_bytes()),
                 2 => RecordBuilder::new(RecordType::SETATTR).target(fid(object)).type_flags(0x10),
                 // Scratch: written and removed.
                 11 => named(RecordType::UNLINK, object).type_flags(1),
                 // Updates of old files.
-                20..=22 => RecordBuilder::new(RecordType::MTIME).target(fid(object % 500)).type_flags(2),
+                20..=22 => {
+                    RecordBuilder::new(RecordType::MTIME).target(fid(object % 500)).type_flags(2)
+                }
                 30 => RecordBuilder::new(RecordType::CLOSE).target(fid(object)).type_flags(2),
                 31 => RecordBuilder::new(RecordType::HSM).target(fid(object)),
                 _ => {
@@ -153,7 +161,8 @@ fn mix(n: usize) -> Vec<u8> {
             }
         };
         index += 1;
-        let record = record.index(index).jobid(b"slurm.4711").uidgid(1000, 100).nid(0x0002_0000_c0a8_0105);
+        let record =
+            record.index(index).jobid(b"slurm.4711").uidgid(1000, 100).nid(0x0002_0000_c0a8_0105);
         bytes.extend_from_slice(&record.time(1_700_000_000 + index / 100_000, 0).build());
     }
     bytes

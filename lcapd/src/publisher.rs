@@ -21,23 +21,41 @@ const BURST: usize = 64;
 
 /// Publishes one broadcast stream.
 pub struct Publisher {
-    stream: String,
-    socket: zmq::Socket,
-    epoch: u64,
-    mdts: Vec<Topic>,
-    messages: Receiver<Published>,
-    taps: Taps,
-    waker: Waker,
-    stop: Arc<AtomicBool>,
+    /// Its name.
+    pub stream: String,
+    /// A bound socket, see [`socket`].
+    pub socket: zmq::Socket,
+    /// One life of lcapd.
+    pub epoch: u64,
+    /// By MDT, see [`Topic::new`].
+    pub topics: Vec<Topic>,
+    /// What to send.
+    pub messages: Receiver<Published>,
+    /// Filters of consumers.
+    pub taps: Taps,
+    /// Wakes this thread.
+    pub waker: Waker,
+    /// Set before the last wake.
+    pub stop: Arc<AtomicBool>,
 }
 
-struct Topic {
+/// One MDT of the stream.
+#[derive(Debug)]
+pub struct Topic {
     mdt: MdtName,
     bytes: Vec<u8>,
     /// What was sent last.
     sequence: u64,
     low: RecordIndex,
     generation: u16,
+}
+
+impl Topic {
+    /// The topic of an MDT in a stream; nothing was sent yet.
+    pub fn new(stream: &str, mdt: &MdtName) -> Self {
+        let (mdt, bytes) = (mdt.clone(), topic(stream, mdt));
+        Self { mdt, bytes, sequence: 0, low: RecordIndex::ZERO, generation: 0 }
+    }
 }
 
 impl std::fmt::Debug for Publisher {
@@ -75,28 +93,6 @@ fn send(
 }
 
 impl Publisher {
-    /// A publisher over a bound socket.
-    pub fn new(
-        stream: String,
-        socket: zmq::Socket,
-        epoch: u64,
-        mdts: &[MdtName],
-        messages: Receiver<Published>,
-        taps: Taps,
-        waker: Waker,
-        stop: Arc<AtomicBool>,
-    ) -> Self {
-        let mdts = mdts.iter().map(|mdt| Topic {
-            bytes: topic(&stream, mdt),
-            mdt: mdt.clone(),
-            sequence: 0,
-            low: RecordIndex::ZERO,
-            generation: 0,
-        });
-        let mdts = mdts.collect();
-        Self { stream, socket, epoch, mdts, messages, taps, waker, stop }
-    }
-
     /// Publishes until told to stop. What waits then is still sent.
     pub fn run(&mut self) {
         loop {
@@ -131,7 +127,7 @@ impl Publisher {
 
     fn publish(&mut self, published: &Published) -> Result<(), zmq::Error> {
         let Published { mdt_at, message, filtered } = published;
-        let Some(at) = self.mdts.get_mut(*mdt_at) else { return Ok(()) };
+        let Some(at) = self.topics.get_mut(*mdt_at) else { return Ok(()) };
         at.sequence = message.header.sequence;
         at.low = message.header.low;
         at.generation = message.header.generation;
@@ -155,7 +151,7 @@ impl Publisher {
                 debug!(stream = self.stream, name, "subscription to a topic that is not served");
                 continue;
             }
-            let Some(topic) = self.mdts.iter().find(|topic| topic.mdt.as_str() == mdt) else {
+            let Some(topic) = self.topics.iter().find(|topic| topic.mdt.as_str() == mdt) else {
                 debug!(stream = self.stream, mdt, "subscription to an MDT that is not served");
                 continue;
             };

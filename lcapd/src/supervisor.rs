@@ -25,7 +25,7 @@ use crate::follower::Follower;
 use crate::log::MdtLog;
 use crate::pipeline::Pipeline;
 use crate::policy::{Chain, Loader, Module, PolicyConfig, PolicyError};
-use crate::publisher::{self, Publisher};
+use crate::publisher::{self, Publisher, Topic};
 use crate::reader::{Reader, ReaderStats, chain};
 use crate::server::{self, CatchUps, MdtEnd, Outcome, Server, WorkerEnd};
 use crate::source::Upstream;
@@ -422,11 +422,16 @@ fn start_publisher(
 ) -> Result<ToPublisher> {
     let (messages, received) = bounded(HANDOVER);
     let waker = Waker::new()?;
-    let names: Vec<MdtName> = mdts.iter().map(|mdt| mdt.name.clone()).collect();
-    let stop = Arc::clone(&outlet.stop);
-    let name = stream.name.clone();
-    let mut publisher =
-        Publisher::new(name, socket, epoch, &names, received, taps.clone(), waker.clone(), stop);
+    let mut publisher = Publisher {
+        stream: stream.name.clone(),
+        socket,
+        epoch,
+        topics: mdts.iter().map(|mdt| Topic::new(&stream.name, &mdt.name)).collect(),
+        messages: received,
+        taps: taps.clone(),
+        waker: waker.clone(),
+        stop: Arc::clone(&outlet.stop),
+    };
     outlet.wakers.push(waker.clone());
     outlet.spawn(&format!("pub-{}", stream.name), move || publisher.run())?;
     Ok((messages, waker))

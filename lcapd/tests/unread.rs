@@ -23,7 +23,11 @@ fn engine() -> Engine {
         keep_alive: Duration::from_secs(3600),
     };
     let settings = Settings { epoch: 1, seed: 1, heartbeat: Duration::from_secs(1), clear };
-    let mdt = MdtSetup { name: "lustre-MDT0000".parse().unwrap(), source: "sim:".to_owned() };
+    let mdt = MdtSetup {
+        name: "lustre-MDT0000".parse().unwrap(),
+        source: "sim:".to_owned(),
+        clears: true,
+    };
     let stream = StreamSetup {
         name: "changelog".to_owned(),
         delivery: Delivery::Broadcast,
