@@ -36,6 +36,7 @@ fn config(follow: bool, reader: Option<&str>) -> Config {
         stream: "changelog".into(),
         stream_required: true,
         reader: reader.map(str::to_owned),
+        filter: None,
         from: 0,
         follow,
         patient: follow,
