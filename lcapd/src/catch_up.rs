@@ -164,6 +164,7 @@ impl CatchUp {
             Phase::Past => self.read_on(),
             Phase::Barrier(answer) => match answer.try_recv() {
                 Ok(reply) => {
+                    self.pipeline.ask_end();
                     self.phase = Phase::Joining(reply);
                     Stepped::Again
                 }
@@ -242,20 +243,25 @@ impl CatchUp {
     /// it was.
     fn join(&mut self, reply: BarrierReply) -> Stepped {
         if self.pipeline.next_index() <= reply.low {
-            return match self.pipeline.poll() {
+            match self.pipeline.poll() {
                 Ok(Poll::Message(message)) => {
                     self.outbox.push_back(Item::Message(message));
-                    Stepped::Again
+                    return Stepped::Again;
                 }
-                Ok(Poll::Moved) => Stepped::Again,
-                Ok(Poll::Head { .. }) => Stepped::Wait(None),
-                Ok(Poll::Wait { on, .. }) => Stepped::Wait(Some(on)),
-                Err(error) => self.cannot_read(&error),
-            };
+                Ok(Poll::Moved) => return Stepped::Again,
+                Ok(Poll::Wait { on, at_end: false }) => return Stepped::Wait(Some(on)),
+                // The live worker may read from the source, ahead of the log.
+                Ok(Poll::Head { .. }) if self.pipeline.head() <= reply.low => {
+                    return Stepped::Wait(None);
+                }
+                // All that there is was read: what the live worker had besides is purged.
+                Ok(Poll::Head { .. } | Poll::Wait { at_end: true, .. }) => {}
+                Err(error) => return self.cannot_read(&error),
+            }
         }
         if self.pipeline.generation() == reply.generation {
             self.drain();
-            let (sequence, low) = (reply.sequence, self.pipeline.low());
+            let (sequence, low) = (reply.sequence, self.pipeline.low().max(reply.low));
             self.outbox.push_back(Item::Live { sequence, low });
         } else {
             let why = "the MDT began a new history meanwhile".to_owned();

@@ -102,6 +102,18 @@ impl Follower {
         self.place.detach();
     }
 
+    /// The index after the newest record that lies in memory.
+    pub fn head(&self) -> RecordIndex {
+        self.log.head().0
+    }
+
+    /// From now on [`Step::Wait`] says `at_end` only if all that exists at this moment was read.
+    pub fn ask_end(&mut self) {
+        if let Mode::Source(source) = &mut self.mode {
+            source.ask_end();
+        }
+    }
+
     /// The next records, if there are any now.
     ///
     /// # Errors

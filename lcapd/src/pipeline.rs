@@ -130,6 +130,16 @@ impl Pipeline {
         self.low
     }
 
+    /// See [`Follower::head`].
+    pub fn head(&self) -> RecordIndex {
+        self.follower.head()
+    }
+
+    /// See [`Follower::ask_end`].
+    pub fn ask_end(&mut self) {
+        self.follower.ask_end();
+    }
+
     /// The lowest index not read yet.
     pub fn next_index(&self) -> RecordIndex {
         self.follower.next_index()

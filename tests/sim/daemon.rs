@@ -151,9 +151,10 @@ impl Life {
                 let (commands, commands_in) = unbounded();
                 let progress = Arc::new(Progress::default());
                 let (output, inputs) = match stream.delivery {
-                    Delivery::Broadcast => {
-                        (Output::Broadcast { messages: messages.clone(), waker: waker.clone() }, None)
-                    }
+                    Delivery::Broadcast => (
+                        Output::Broadcast { messages: messages.clone(), waker: waker.clone() },
+                        None,
+                    ),
                     Delivery::Queue => {
                         let (inputs, received) = unbounded();
                         let (waker, lanes) = (waker.clone(), stream.lanes);
@@ -516,7 +517,9 @@ pub(super) fn write(saved: &mut Saved, changes: &[Change]) {
             }
             Change::ReaderGone(key) => {
                 saved.readers.remove(&key);
-                saved.watermarks.retain(|(stream, reader, _), _| (stream, reader) != (&key.0, &key.1));
+                saved
+                    .watermarks
+                    .retain(|(stream, reader, _), _| (stream, reader) != (&key.0, &key.1));
             }
             Change::Watermark((stream, reader), mdt, index) => {
                 saved.watermarks.insert((stream, reader, mdt), index);

@@ -1,6 +1,6 @@
 //! Thousands of schedules of the simulation, each decided by a seed.
 //!
-//! `LCAP_SEED=n` runs one; `LCAP_SEEDS=n` says how many otherwise.
+//! `LCAP_SEED=n` runs one. `LCAP_SECONDS=n` goes on for longer, `LCAP_FIRST_SEED=n` begins elsewhere.
 #![forbid(unsafe_code)]
 
 use std::time::{Duration, Instant};
@@ -23,11 +23,15 @@ fn nothing_is_lost_nothing_comes_twice_nothing_is_cleared_too_early() {
         }
         return;
     }
-    let (started, n_seeds) = (Instant::now(), number("LCAP_SEEDS").unwrap_or(3000));
-    let mut all = Summary::default();
-    let mut n = 0;
-    while n < n_seeds && started.elapsed() < TIME_BOX {
-        match run(n) {
+    let started = Instant::now();
+    let time_box = number("LCAP_SECONDS").map_or(TIME_BOX, Duration::from_secs);
+    let first = number("LCAP_FIRST_SEED").unwrap_or(0);
+    let (mut all, mut n) = (Summary::default(), 0);
+    while n < 3000 || number("LCAP_SECONDS").is_some() {
+        if started.elapsed() > time_box {
+            break;
+        }
+        match run(first + n) {
             Ok(summary) => all.add(&summary),
             Err(broken) => panic!("{broken}"),
         }

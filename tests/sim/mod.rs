@@ -280,12 +280,12 @@ impl World {
         // The first readers are there before the first record is read.
         while self.late.iter().any(|late| late.state == Late::Wanted) {
             self.ensure_daemon();
-            self.administer()?;
+            self.administer();
             self.turn()?;
             self.finish_commit(true);
             self.now += ms(1);
         }
-        let steps = 2000 + self.rng.below(6000);
+        let steps = 200 + self.rng.below(3000);
         for _ in 0..steps {
             self.summary.steps += 1;
             self.step()?;
@@ -330,7 +330,13 @@ impl World {
             .map(|s| match &s.client {
                 Some(c) => format!(
                     "s{} m{} {:?}: had up to {:?}, low {}, {:?}, {}",
-                    s.stream, s.mdt, s.reader, c.life.last(), c.protocol.low(), c.over, c.state()
+                    s.stream,
+                    s.mdt,
+                    s.reader,
+                    c.life.last(),
+                    c.protocol.low(),
+                    c.over,
+                    c.state()
                 ),
                 None => "dead".to_owned(),
             })
@@ -381,7 +387,7 @@ impl World {
     /// Everybody does a little.
     fn round(&mut self) -> Result<bool, String> {
         let mut busy = self.ensure_daemon();
-        self.administer()?;
+        self.administer();
         for mdt in 0..self.plan.mdts.len() {
             let left = self.n_records.saturating_sub(self.plan.mdts[mdt].1.n_existing());
             self.plan.mdts[mdt].1.grow(left.min(7));
@@ -473,7 +479,7 @@ impl World {
             }
             970..990 => {
                 self.ensure_daemon();
-                self.administer()?;
+                self.administer();
             }
             _ => self.fault()?,
         }
@@ -586,7 +592,8 @@ impl World {
         let nth = self.rng.index(self.late.len());
         let late = &mut self.late[nth];
         let key = late.key.clone();
-        if late.state != Late::Registered || !key.1.as_ref().is_some_and(|n| n.starts_with("late")) {
+        if late.state != Late::Registered || !key.1.as_ref().is_some_and(|n| n.starts_with("late"))
+        {
             return;
         }
         late.state = Late::Unwanted;
@@ -596,30 +603,31 @@ impl World {
     }
 
     /// Sends what registrations are wanted, and looks at the answers.
-    fn administer(&mut self) -> Result<(), String> {
+    fn administer(&mut self) {
         while let Some(reply) = self.admin_replies.pop_front() {
             let Ok(ServerMessage::Reply(reply)) = parse_server_message(&reply) else { continue };
             let Some(nth) = reply.id.and_then(|id| usize::try_from(id / 2).ok()) else { continue };
             let registers = reply.id.is_some_and(|id| id % 2 == 0);
             let late = &mut self.late[nth];
-            // "Exists" may be said before it is on disk; then it is asked again.
+            // "Exists" and "is gone" may be said before it is on disk; then it is asked again.
             let name = late.key.1.clone().unwrap_or_default();
             let row = (self.plan.streams[late.key.0].name.clone(), name);
-            if reply.errno == Some(17) && !self.saved.readers.contains_key(&row) {
+            let on_disk = self.saved.readers.contains_key(&row);
+            if matches!((reply.errno, on_disk), (Some(17), false) | (Some(2), true)) {
                 continue;
             }
             match (registers, reply.ok, reply.errno, late.state) {
                 (true, true, _, Late::Wanted) | (true, false, Some(17), Late::Wanted) => {
                     late.state = Late::Registered;
                     let key = late.key.clone();
-                    self.new_reader(&key)?;
+                    self.new_reader(&key);
                 }
                 (false, true, ..) | (false, false, Some(2), _) => late.state = Late::Gone,
                 _ => {} // again
             }
         }
         if !self.admin.is_empty() || self.life.is_none() {
-            return Ok(());
+            return;
         }
         for (nth, late) in self.late.iter().enumerate() {
             let stream = self.plan.streams[late.key.0].name.clone();
@@ -639,10 +647,9 @@ impl World {
             };
             self.admin.push_back(request.encode());
         }
-        Ok(())
     }
 
-    fn new_reader(&mut self, key: &HolderKey) -> Result<(), String> {
+    fn new_reader(&mut self, key: &HolderKey) {
         let stream = self.plan.streams[key.0].name.clone();
         let name = key.1.clone().unwrap_or_default();
         let start = |mdt: &lcap_ffi::MdtName| {
@@ -651,14 +658,13 @@ impl World {
         };
         let starts: Vec<u64> = self.plan.mdts.iter().map(|(mdt, _)| start(mdt)).collect();
         self.note(|| format!("{key:?} is registered at {starts:?}"));
-        self.model.registered(key, &starts)?;
+        self.model.registered(key, &starts);
         if name.starts_with("late") {
             for mdt in 0..self.plan.mdts.len() {
                 let reader = Some(name.clone());
                 self.slots.push(Slot { client: None, mdt, stream: key.0, reader });
             }
         }
-        Ok(())
     }
 
     fn ensure_daemon(&mut self) -> bool {
@@ -789,7 +795,9 @@ impl World {
         self.summary.clears += 1;
         self.note(|| format!("MDT {mdt} is cleared up to {upto}"));
         let upstream = mdt::SimUpstream(Arc::clone(&self.plan.mdts[mdt].1));
-        upstream.clear(upto).map_err(|error| format!("clearing MDT {mdt} up to {upto}: {error}"))?;
+        upstream
+            .clear(upto)
+            .map_err(|error| format!("clearing MDT {mdt} up to {upto}: {error}"))?;
         self.model.cleared(mdt, upto.get())
     }
 
@@ -845,7 +853,8 @@ impl World {
         };
         let holder = (slot.reader.is_some() || !broadcast).then_some(key);
         let life = model::Life::new(slot.mdt, slot.stream, holder);
-        let habits = Habits { clears: self.rng.between(50, 1000), clears_all: self.rng.below(1000) };
+        let habits =
+            Habits { clears: self.rng.between(50, 1000), clears_all: self.rng.below(1000) };
         let now = self.instant();
         self.slots[at].client = Some(Client::new(config, life, habits, now));
         self.note(|| format!("client {at} starts"));

@@ -79,19 +79,14 @@ impl Model {
         Self { policies, queues, holders, cleared, n_delivered: 0, n_again: 0 }
     }
 
-    /// A reader was registered, says the daemon, with these watermarks.
-    pub(super) fn registered(&mut self, key: &HolderKey, starts: &[u64]) -> Result<(), String> {
+    /// A reader was registered, says the daemon, with these watermarks. What the MDT had forgotten
+    /// before is not promised to it, even if a restarted daemon does not know that it had.
+    pub(super) fn registered(&mut self, key: &HolderKey, starts: &[u64]) {
         for (mdt, &start) in starts.iter().enumerate() {
-            if start < self.cleared[mdt] {
-                return Err(format!(
-                    "{key:?} registered at {start} of MDT {mdt}, which is cleared up to {}",
-                    self.cleared[mdt]
-                ));
-            }
+            let start = start.max(self.cleared[mdt]);
             let holder = Holder { start, acked: BTreeSet::new(), checked: start };
             self.holders.entry((key.clone(), mdt)).or_insert(holder);
         }
-        Ok(())
     }
 
     /// A reader is being removed: nothing is promised to it any more.
@@ -122,7 +117,9 @@ impl Model {
             let mut missing = mdt::next_after(life.last.unwrap_or(0));
             while let Some(skipped) = missing.filter(|&i| i < index) {
                 let excused = match (holder, life.last) {
-                    (Some(holder), None) => skipped <= holder.start || holder.acked.contains(&skipped),
+                    (Some(holder), None) => {
+                        skipped <= holder.start || holder.acked.contains(&skipped)
+                    }
                     (Some(_), Some(_)) => false,
                     (None, _) => skipped <= cleared,
                 };

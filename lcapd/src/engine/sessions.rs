@@ -29,6 +29,9 @@ pub(super) struct Session {
     control: Peer,
     /// Where its data goes.
     data: Option<Peer>,
+    /// The client has had everything up to here: it may acknowledge that, also if it was an
+    /// earlier life of lcapd that sent it.
+    had: RecordIndex,
     /// First index wanted, until the first fetch.
     pending_start: Option<RecordIndex>,
     told_end: bool,
@@ -202,6 +205,7 @@ impl Engine {
             follow: op.follow,
             control: peer.clone(),
             data: None,
+            had: from.prev(),
             pending_start: Some(next),
             told_end: false,
             last_heard: now,
@@ -299,6 +303,7 @@ impl Engine {
     fn ack(&mut self, peer: &Peer, op: &Ack, now: Now) -> Result<(), Refusal> {
         let session = self.session(peer, op.session, now)?;
         let (stream_at, mdt, reader) = (session.stream, session.mdt, session.reader.clone());
+        let had = session.had;
         let ranges = op.ranges.iter().map(|&(a, b)| (RecordIndex::new(a), RecordIndex::new(b)));
         if let Some(queue) = self.queue_mut(stream_at, mdt) {
             for (first, last) in ranges {
@@ -308,7 +313,8 @@ impl Engine {
             return Ok(());
         }
         let stream = &mut self.streams[stream_at];
-        let sent = stream.sent(mdt);
+        let mut sent = stream.sent(mdt);
+        sent.highest = sent.highest.max(had);
         let Some(reader) = reader.and_then(|name| stream.readers.get_mut(&name)) else {
             return Ok(()); // ephemeral: there is nothing to remember
         };
@@ -478,7 +484,8 @@ impl Engine {
         let stream = &mut self.streams[stream];
         if let Some(reader) = stream.readers.get_mut(&op.reader) {
             reader.last_heard = now;
-            reader.positions[mdt].ack(RecordIndex::ZERO, upto, sent);
+            // Whether it was sent in this life of lcapd or not: as on an MDT, one's word is enough.
+            reader.positions[mdt].skip_to(upto);
         }
         self.settle_all(now);
         Ok(())
@@ -504,7 +511,7 @@ impl Engine {
         }
         let starts: Vec<RecordIndex> = (self.mdts.iter().enumerate())
             .map(|(at, mdt)| {
-                let cleared = mdt.retention.cleared();
+                let cleared = mdt.retention.given_up();
                 match op.from {
                     From::Now => mdt.now.read_index.max(self.streams[stream_at].sent(at).low),
                     From::Oldest => cleared,
