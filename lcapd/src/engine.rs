@@ -15,7 +15,7 @@ pub mod retention;
 pub mod sessions;
 mod status;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -270,7 +270,8 @@ pub struct Engine {
     settings: Settings,
     mdts: Vec<Mdt>,
     streams: Vec<Stream>,
-    sessions: HashMap<u64, Session>,
+    /// In order of their numbers, so that one schedule has one outcome.
+    sessions: BTreeMap<u64, Session>,
     session_seed: u64,
     dirty: Dirty,
     effects: Vec<Effect>,
@@ -338,7 +339,7 @@ impl Engine {
             settings,
             mdts,
             streams,
-            sessions: HashMap::new(),
+            sessions: BTreeMap::new(),
             session_seed: settings.seed,
             dirty: Dirty::default(),
             effects: Vec::new(),

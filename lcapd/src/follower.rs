@@ -130,6 +130,10 @@ impl Follower {
         self.place.detach();
     }
 
+    /// The index after the newest record that lies in memory.
+    pub fn head(&self) -> RecordIndex {
+        self.log.head().0
+    }
     /// The next records, if there are any now.
     ///
     /// # Errors

@@ -133,6 +133,10 @@ impl Pipeline {
         self.low
     }
 
+    /// See [`Follower::head`].
+    pub fn head(&self) -> RecordIndex {
+        self.follower.head()
+    }
     /// The lowest index not read yet.
     pub fn next_index(&self) -> RecordIndex {
         self.follower.next_index()

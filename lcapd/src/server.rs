@@ -487,7 +487,14 @@ impl Server {
         sequence: u64,
         redelivered: bool,
     ) {
-        let Some((batch, open)) = self.engine.queue_batch(stream, mdt, batch) else { return };
+        let Some((batch, open)) = self.engine.queue_batch(stream, mdt, batch) else {
+            // Acknowledged since, by a member that had it in an earlier session. Its number must
+            // come all the same: a member waits for it.
+            let mut header = Header::for_body(Kind::Records, &[]);
+            (header.sequence, header.generation) = (sequence, self.engine.generation_of(mdt));
+            let _ = self.send_data(peer, stream, mdt, header, Arc::new(Vec::new()) as _);
+            return;
+        };
         let message = &batch.payload;
         let mut header = Header { sequence, lane: batch.lane, ..message.header.clone() };
         let body = if open.len() == batch.indexes.len() {

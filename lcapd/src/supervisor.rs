@@ -324,6 +324,7 @@ impl Daemon {
                     commands,
                     waker: waker.clone(),
                     stop: Arc::clone(&intake.stop),
+                    told_end: None,
                 };
                 intake.wakers.push(waker.clone());
                 intake.spawn(&stream.name, move || worker.run())?;

@@ -85,8 +85,8 @@ impl Progress {
 /// What others ask of a worker.
 #[derive(Debug)]
 pub enum Command {
-    /// Send all that policies hold, then say where the stream is.
-    Barrier(Sender<BarrierReply>),
+    /// Send all that policies hold, then say where the stream is, and wake who asked.
+    Barrier(Sender<BarrierReply>, Waker),
     /// Ask the policies up to where the MDT may be cleared.
     ClearUpto {
         /// Registered readers and their watermarks.
@@ -166,6 +166,17 @@ pub struct Published {
     pub filtered: Vec<(TapId, Outgoing)>,
 }
 
+/// What a step of a worker or catch-up came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stepped {
+    /// There may be more to do.
+    Again,
+    /// Nothing to do until woken, until the policies want to be called, or until this.
+    Wait(Option<WaitFor>),
+    /// Nothing to do ever again.
+    Over,
+}
+
 /// Progress of a queue stream on one MDT.
 #[derive(Debug)]
 pub enum QueueInput {
@@ -205,52 +216,20 @@ pub struct Worker {
     pub waker: Waker,
     /// Set before the last wake.
     pub stop: Arc<AtomicBool>,
+    /// What a queue was told last of whether the source has nothing more.
+    pub told_end: Option<bool>,
 }
 
 impl Worker {
     /// Works until told to stop.
     pub fn run(&mut self) {
-        let mut told_end = None;
-        self.progress.begin(self.pipeline.low());
-        self.progress.generation.store(self.pipeline.generation(), Ordering::Release);
-        self.progress.note(&self.pipeline);
+        self.begin();
         while !self.stop.load(Ordering::Relaxed) {
-            if !self.obey() {
-                return;
-            }
-            let (on, at_end) = match self.pipeline.poll() {
-                Ok(Poll::Message(message)) => {
-                    told_end = None;
-                    self.send(message);
-                    continue;
-                }
-                Ok(Poll::Moved) => {
-                    self.note_low();
-                    continue;
-                }
-                Ok(Poll::Head { at_end }) => (None, at_end),
-                Ok(Poll::Wait { on, at_end }) => (Some(on), at_end),
-                Err(PipelineError::Source(error)) => {
-                    warn!(mdt = %self.mdt, stream = self.stream, error = chain(&error),
-                        "cannot read the source to catch up, will retry");
-                    (Some(WaitFor::Until(Instant::now() + PAUSE)), false)
-                }
-                Err(error @ PipelineError::Policy(_)) => {
-                    error!(mdt = %self.mdt, stream = self.stream, error = chain(&error),
-                        "a policy failed; the stream stands still until lcapd is restarted");
-                    self.progress.stopped.store(true, Ordering::Relaxed);
-                    (Some(WaitFor::Never), false)
-                }
+            let on = match self.step() {
+                Stepped::Again => continue,
+                Stepped::Wait(on) => on,
+                Stepped::Over => return,
             };
-            self.note_low();
-            if told_end != Some(at_end) {
-                told_end = Some(at_end);
-                if let Output::Queue { inputs, waker, .. } = &self.output {
-                    let (inputs, waker) = (inputs.clone(), waker.clone());
-                    self.hand_over(&inputs, QueueInput::AtEnd(at_end));
-                    waker.wake();
-                }
-            }
             let until = self.pipeline.wake_at();
             let (commands, stop) = (&self.commands, &self.stop);
             // The log wakes us for records; look at it again after arming the waker.
@@ -260,10 +239,58 @@ impl Worker {
         }
     }
 
+    /// Says where it begins; to be called once, before the first [`Self::step`].
+    pub fn begin(&mut self) {
+        self.progress.begin(self.pipeline.low());
+        self.progress.generation.store(self.pipeline.generation(), Ordering::Release);
+        self.progress.note(&self.pipeline);
+    }
+
+    /// Does one thing that there is to do. Waits for nothing but a full output.
+    pub fn step(&mut self) -> Stepped {
+        if !self.obey() {
+            return Stepped::Over;
+        }
+        let (on, at_end) = match self.pipeline.poll() {
+            Ok(Poll::Message(message)) => {
+                self.told_end = None;
+                self.send(message);
+                return Stepped::Again;
+            }
+            Ok(Poll::Moved) => {
+                self.note_low();
+                return Stepped::Again;
+            }
+            Ok(Poll::Head { at_end }) => (None, at_end),
+            Ok(Poll::Wait { on, at_end }) => (Some(on), at_end),
+            Err(PipelineError::Source(error)) => {
+                warn!(mdt = %self.mdt, stream = self.stream, error = chain(&error),
+                    "cannot read the source to catch up, will retry");
+                (Some(WaitFor::Until(Instant::now() + PAUSE)), false)
+            }
+            Err(error @ PipelineError::Policy(_)) => {
+                error!(mdt = %self.mdt, stream = self.stream, error = chain(&error),
+                    "a policy failed; the stream stands still until lcapd is restarted");
+                self.progress.stopped.store(true, Ordering::Relaxed);
+                (Some(WaitFor::Never), false)
+            }
+        };
+        self.note_low();
+        if self.told_end != Some(at_end) {
+            self.told_end = Some(at_end);
+            if let Output::Queue { inputs, waker, .. } = &self.output {
+                let (inputs, waker) = (inputs.clone(), waker.clone());
+                self.hand_over(&inputs, QueueInput::AtEnd(at_end));
+                waker.wake();
+            }
+        }
+        Stepped::Wait(on)
+    }
+
     fn obey(&mut self) -> bool {
         loop {
             match self.commands.try_recv() {
-                Ok(Command::Barrier(reply)) => {
+                Ok(Command::Barrier(reply, waker)) => {
                     if let Err(error) = self.pipeline.flush() {
                         error!(mdt = %self.mdt, stream = self.stream, error = chain(&error),
                             "a policy failed");
@@ -275,6 +302,7 @@ impl Worker {
                     let sequence = self.progress.sequence.load(Ordering::Relaxed);
                     let (low, generation) = (self.pipeline.low(), self.pipeline.generation());
                     let _ = reply.send(BarrierReply { sequence, low, generation });
+                    waker.wake();
                 }
                 Ok(Command::ClearUpto { readers, proposed, answer }) => {
                     (answer.0)(self.pipeline.chain().clear_upto(&readers, proposed));

@@ -68,12 +68,12 @@ impl<B: AsRef<[u8]>> Batch<B> {
     }
 
     /// A heartbeat said that more was dropped after this batch.
-    pub(crate) fn raise_low(&mut self, low: RecordIndex) {
+    pub fn raise_low(&mut self, low: RecordIndex) {
         self.low = self.low.max(low);
     }
 
     /// Everything up to here has been delivered or dropped now, if that can be told.
-    pub(crate) fn low_so_far(&self) -> Option<RecordIndex> {
+    pub fn low_so_far(&self) -> Option<RecordIndex> {
         if self.n_left == 0 {
             return Some(self.low);
         }

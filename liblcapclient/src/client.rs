@@ -164,6 +164,8 @@ struct Session {
     acked_base: u64,
     /// Data messages of the session that were asked for, and that came.
     credit: Credit,
+    /// A fetch was sent.
+    introduced: bool,
     /// Last live sequence that was consumed.
     live_sequence: u64,
     /// Live sequence that an earlier heartbeat promised.
@@ -535,6 +537,7 @@ impl<B: AsRef<[u8]>> Protocol<B> {
             next_heartbeat: now + heartbeat,
             acked_base: watermark,
             credit: Credit::default(),
+            introduced: false,
             live_sequence: 0,
             owed: None,
             lost_upto: 0,

@@ -69,6 +69,11 @@ impl Retention {
         self.cleared
     }
 
+    /// The MDT has forgotten up to here, or may at any moment.
+    pub fn given_up(&self) -> RecordIndex {
+        self.in_flight.map_or(self.cleared, |upto| upto.max(self.cleared))
+    }
+
     /// The index to clear now, if any; it counts as in flight until [`Self::done`] or
     /// [`Self::failed`].
     pub fn due(&mut self, floor: Option<RecordIndex>, now: Now) -> Option<RecordIndex> {

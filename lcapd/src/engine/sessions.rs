@@ -34,10 +34,26 @@ pub(super) struct Session {
     /// Where its data goes.
     data: Option<Peer>,
     tap: Option<Arc<Tap>>,
+    /// The client has had everything up to here: it may acknowledge that, also if it was an
+    /// earlier life of lcapd that sent it.
+    had: RecordIndex,
     /// First index wanted, until the first fetch.
     pending_start: Option<CatchUpStart>,
     told_end: bool,
     last_heard: Now,
+}
+
+impl Session {
+    /// Whether that is its connection. Over a queue's socket a fetch comes before everything else,
+    /// and says which connection that is.
+    fn lives_on(&self, peer: &Peer) -> bool {
+        let own = |own: &Peer| own.identity == peer.identity;
+        match &self.data {
+            _ if peer.socket == self.control.socket => own(&self.control),
+            Some(data) => peer.socket == data.socket && own(data),
+            None => false,
+        }
+    }
 }
 
 /// An answer that is not `ok`.
@@ -86,8 +102,10 @@ impl Engine {
             Op::Hello(op) => self.hello(&op).map(|reply| Some(Reply::ok(id, &reply))),
             Op::Start(op) => self.start(peer, &op, now).map(|reply| Some(Reply::ok(id, &reply))),
             Op::Fetch(op) => self.fetch(peer, &op, now).map(|()| None),
-            Op::Ack(op) => self.ack(&op, now).map(|()| Some(done(id))),
-            Op::Heartbeat(op) => self.heartbeat(op, now).map(|reply| Some(Reply::ok(id, &reply))),
+            Op::Ack(op) => self.ack(peer, &op, now).map(|()| Some(done(id))),
+            Op::Heartbeat(op) => {
+                self.heartbeat(peer, op, now).map(|reply| Some(Reply::ok(id, &reply)))
+            }
             Op::Fini(op) => {
                 self.end_session(op.session, now);
                 Ok(Some(done(id)))
@@ -193,6 +211,7 @@ impl Engine {
             control: peer.clone(),
             data: None,
             tap: tap.clone(),
+            had: from.prev(),
             pending_start: Some(CatchUpStart {
                 stream,
                 mdt,
@@ -293,7 +312,13 @@ impl Engine {
         }
     }
 
-    fn session(&mut self, number: u64, now: Now) -> Result<&mut Session, Refusal> {
+    /// The session of that number, if `peer` is the one that it was opened over. A connection that
+    /// was made anew has another identity: what was on its way when it broke is lost (the last
+    /// message, a fetch), and nobody would ever notice, so the session is over.
+    fn session(&mut self, peer: &Peer, number: u64, now: Now) -> Result<&mut Session, Refusal> {
+        if self.sessions.get(&number).is_some_and(|session| !session.lives_on(peer)) {
+            self.end_session(number, now);
+        }
         match self.sessions.get_mut(&number) {
             Some(session) => {
                 session.last_heard = now;
@@ -305,7 +330,12 @@ impl Engine {
 
     fn fetch(&mut self, peer: &Peer, op: &Fetch, now: Now) -> Result<(), Refusal> {
         let number = op.session;
-        let Ok(session) = self.session(number, now) else {
+        if let Some(session) = self.sessions.get_mut(&number)
+            && peer.socket != session.control.socket
+        {
+            session.data.get_or_insert_with(|| peer.clone());
+        }
+        let Ok(session) = self.session(peer, number, now) else {
             // Fetches carry no id as a rule, so the client would wait for ever.
             let error = "no such session; start another".to_owned();
             let lost = Event::Lost { session: number, errno: libc::ESTALE, error };
@@ -332,9 +362,10 @@ impl Engine {
         Ok(())
     }
 
-    fn ack(&mut self, op: &Ack, now: Now) -> Result<(), Refusal> {
-        let session = self.session(op.session, now)?;
+    fn ack(&mut self, peer: &Peer, op: &Ack, now: Now) -> Result<(), Refusal> {
+        let session = self.session(peer, op.session, now)?;
         let (stream_at, mdt, reader) = (session.stream, session.mdt, session.reader.clone());
+        let had = session.had;
         let ranges = op.ranges.iter().map(|&(a, b)| (RecordIndex::new(a), RecordIndex::new(b)));
         if let Some(queue) = self.queue_mut(stream_at, mdt) {
             for (first, last) in ranges {
@@ -344,7 +375,8 @@ impl Engine {
             return Ok(());
         }
         let stream = &mut self.streams[stream_at];
-        let sent = stream.sent(mdt);
+        let mut sent = stream.sent(mdt);
+        sent.highest = sent.highest.max(had);
         let Some(reader) = reader.and_then(|name| stream.readers.get_mut(&name)) else {
             return Ok(()); // ephemeral: there is nothing to remember
         };
@@ -355,8 +387,13 @@ impl Engine {
         Ok(())
     }
 
-    fn heartbeat(&mut self, op: SessionRef, now: Now) -> Result<HeartbeatReply, Refusal> {
-        let session = self.session(op.session, now)?;
+    fn heartbeat(
+        &mut self,
+        peer: &Peer,
+        op: SessionRef,
+        now: Now,
+    ) -> Result<HeartbeatReply, Refusal> {
+        let session = self.session(peer, op.session, now)?;
         let (stream, mdt, reader) = (session.stream, session.mdt, session.reader.clone());
         let stream = &mut self.streams[stream];
         if let Some(reader) = reader.and_then(|name| stream.readers.get_mut(&name)) {
@@ -518,7 +555,8 @@ impl Engine {
         let stream = &mut self.streams[stream];
         if let Some(reader) = stream.readers.get_mut(&op.reader) {
             reader.last_heard = now;
-            reader.positions[mdt].ack(RecordIndex::ZERO, upto, sent);
+            // Whether it was sent in this life of lcapd or not: as on an MDT, one's word is enough.
+            reader.positions[mdt].skip_to(upto);
         }
         self.settle_all(now);
         Ok(())
@@ -547,7 +585,7 @@ impl Engine {
         }
         let starts: Vec<RecordIndex> = (self.mdts.iter().enumerate())
             .map(|(at, mdt)| {
-                let cleared = mdt.retention.cleared();
+                let cleared = mdt.retention.given_up();
                 match op.from {
                     From::Now => mdt.now.read_index.max(self.streams[stream_at].sent(at).low),
                     From::Oldest => cleared,

@@ -136,7 +136,9 @@ impl<B: AsRef<[u8]>> Protocol<B> {
         let Some(session) = &mut self.session else { return };
         let room = self.config.prefetch_bytes.saturating_sub(self.queued_bytes);
         let room = if self.queued_bytes == 0 { room.max(1) } else { room };
-        let Some(upto) = session.credit.ask(room) else { return };
+        // The first tells a queue which connection is ours, even if there is no room now.
+        let first = !std::mem::replace(&mut session.introduced, true);
+        let Some(upto) = session.credit.ask(room).or(first.then_some(0)) else { return };
         let fetch = Request::silent(Op::Fetch(Fetch { session: session.id, upto })).encode();
         let queue = session.delivery == Delivery::Queue;
         session.next_heartbeat = session.next_heartbeat.max(now);
