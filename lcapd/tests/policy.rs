@@ -166,8 +166,11 @@ fn route_keys_come_out_record_by_record() {
     assert_eq!(out.parts.len(), 1, "one buffer");
 }
 
-/// Every way to break the contract, the fault that it is, and how many records leave before it is seen.
-fn misdeeds() -> Vec<(&'static str, fn(&Fault) -> bool)> {
+/// What a module does, and how the host must call it.
+type Misdeed = (&'static str, fn(&Fault) -> bool);
+
+/// Every way to break the contract that a module has while it runs.
+fn misdeeds() -> Vec<Misdeed> {
     vec![
         ("garbage", |f| *f == Fault::Token(0xdead_beef_cafe)),
         ("drop-twice", |f| matches!(f, Fault::Token(_))),
@@ -437,6 +440,28 @@ fn figures_add_up() {
     assert_eq!(stats[0].own["calls"], 1);
     assert!(stats[0].busy_ns > 0 && stats[0].calls >= 2);
     assert!(chain.watch().current().is_none(), "no call is under way");
+}
+
+#[test]
+fn the_header_is_c_and_cpp() {
+    let header = Path::new(env!("CARGO_MANIFEST_DIR")).join("../include/lcap_policy.h");
+    for (compiler, language, standard) in [("cc", "c", "-std=c99"), ("c++", "c++", "-std=c++11")] {
+        let status = Command::new(compiler)
+            .args([
+                "-fsyntax-only",
+                "-Wall",
+                "-Wextra",
+                "-Wpedantic",
+                "-Werror",
+                standard,
+                "-x",
+                language,
+            ])
+            .arg(&header)
+            .status()
+            .expect(compiler);
+        assert!(status.success(), "{language}");
+    }
 }
 
 #[test]

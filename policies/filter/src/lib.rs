@@ -101,7 +101,8 @@ mod tests {
     fn passed(config: serde_json::Value) -> Vec<u64> {
         let mut filter = Harness::of::<Filter>(config).unwrap();
         let record = |index: u64| {
-            let rec_type = if index.is_multiple_of(3) { RecordType::UNLINK } else { RecordType::CREATE };
+            let rec_type =
+                if index.is_multiple_of(3) { RecordType::UNLINK } else { RecordType::CREATE };
             RecordBuilder::new(rec_type).index(index).uidgid(index % 4, 0).build()
         };
         for mdt in 0..2 {
