@@ -166,10 +166,17 @@ fn route_keys_come_out_record_by_record() {
     assert_eq!(out.parts.len(), 1, "one buffer");
 }
 
+<<<<<<< HEAD
 /// A mode of the toy module, and the fault that it must be found guilty of.
 type Misdeed = (&'static str, fn(&Fault) -> bool);
 
 /// Every way to break the contract, the fault that it is, and how many records leave before it is seen.
+=======
+/// What a module does, and how the host must call it.
+type Misdeed = (&'static str, fn(&Fault) -> bool);
+
+/// Every way to break the contract that a module has while it runs.
+>>>>>>> policies
 fn misdeeds() -> Vec<Misdeed> {
     vec![
         ("garbage", |f| *f == Fault::Token(0xdead_beef_cafe)),
@@ -440,6 +447,143 @@ fn figures_add_up() {
     assert_eq!(stats[0].own["calls"], 1);
     assert!(stats[0].busy_ns > 0 && stats[0].calls >= 2);
     assert!(chain.watch().current().is_none(), "no call is under way");
+}
+
+#[test]
+fn the_header_is_c_and_cpp() {
+    let header = Path::new(env!("CARGO_MANIFEST_DIR")).join("../include/lcap_policy.h");
+    for (compiler, language, standard) in [("cc", "c", "-std=c99"), ("c++", "c++", "-std=c++11")] {
+        let status = Command::new(compiler)
+            .args([
+                "-fsyntax-only",
+                "-Wall",
+                "-Wextra",
+                "-Wpedantic",
+                "-Werror",
+                standard,
+                "-x",
+                language,
+            ])
+            .arg(&header)
+            .status()
+            .expect(compiler);
+        assert!(status.success(), "{language}");
+    }
+}
+
+#[test]
+fn every_module_that_ships_loads_and_knows_its_options() {
+    let options = |name: &str| {
+        let module = inspect(&beside().find(name).unwrap()).unwrap();
+        assert_eq!(module.name, name);
+        assert!(module.no_pointers && !module.summary.is_empty());
+        let names = module.options["properties"].as_object().unwrap().keys().cloned();
+        names.collect::<Vec<_>>().join(" ")
+    };
+    let cases = [
+        ("fifo", ""),
+        ("filter", "drop keep"),
+        ("window", "count memory order time"),
+        ("group", "by count window"),
+        ("compact", "count keep memory names window"),
+        ("sample", "by one_in seed"),
+        ("template-rust", "delay ending"),
+    ];
+    for (name, want) in cases {
+        let mut names: Vec<_> = options(name).split(' ').map(str::to_owned).collect();
+        names.sort();
+        assert_eq!(names.join(" "), want, "{name}");
+    }
+    // Wrong configurations are caught by the schema, before the module sees them.
+    let refused = |config: PolicyConfig| {
+        let module = beside().load(&config.module).unwrap();
+        module.check_options(&config).unwrap_err().to_string()
+    };
+    let cases = [
+        (PolicyConfig::of("compact").with("window", "5"), "option `window`: expected a duration"),
+        (PolicyConfig::of("compact").with("windw", "5s"), "unknown option `windw`"),
+        (PolicyConfig::of("group"), "option `by` is missing"),
+        (PolicyConfig::of("group").with("by", "colour"), "expected one of"),
+        (PolicyConfig::of("sample").with("one_in", 0), "expected at least 1"),
+        (PolicyConfig::of("filter").with("keep", 5), "expected string"),
+    ];
+    for (config, want) in cases {
+        let error = refused(config);
+        assert!(error.contains(want), "{error}");
+    }
+    let bad = PolicyConfig::of("filter").with("keep", "uid = bob");
+    let error = Chain::new(&[(beside().load("filter").unwrap(), bad)], &mdt()).unwrap_err();
+    assert!(error.to_string().contains("at character 7: expected a number, got `bob`"), "{error}");
+}
+
+#[test]
+fn the_templates_work_as_they_are() {
+    let c = load(&compile("template_c", "../policies/template-c/template.c", &[])).unwrap();
+    let rust = beside().load("template-rust").unwrap();
+    let modules = [
+        (c, PolicyConfig::of("template_c").with("drop_type", 11)),
+        (rust, PolicyConfig::of("template-rust").with("ending", "3")),
+    ];
+    let mut chain = Chain::new(&modules, &mdt()).unwrap();
+    let records = (1..=20).map(|index| {
+        let rec_type = if index % 5 == 0 { RecordType::CLOSE } else { RecordType::CREATE };
+        RecordBuilder::new(rec_type).index(index).name(format!("f{index}").as_bytes()).build()
+    });
+    let batch = Arc::new(Batch::parse(records.flatten().collect()).unwrap());
+    chain.push(&batch, Nanos(0)).unwrap();
+    let want: Vec<u64> = (1..=20).filter(|n| n % 5 != 0 && n % 10 != 3).collect();
+    assert_eq!(pull(&mut chain, 0, false), want);
+    let stats = chain.stats();
+    assert_eq!(
+        (&stats[0].own["dropped_by_type"], &stats[1].own["dropped_by_ending"]),
+        (&4.into(), &2.into())
+    );
+}
+
+#[test]
+fn filter_compact_and_group_work_together() {
+    let modules: Vec<_> = [
+        PolicyConfig::of("filter").with("drop", "name ~ *.swp"),
+        PolicyConfig::of("compact").with("window", "1s"),
+        PolicyConfig::of("group").with("by", "tfid"),
+    ]
+    .into_iter()
+    .map(|config| (beside().load(&config.module).unwrap(), config))
+    .collect();
+    let mut chain = Chain::new(&modules, &mdt()).unwrap();
+    let fid = |oid| lcap_ffi::Fid { seq: 0x2_0000_0401, oid, ver: 0 };
+    let named = |rec_type, oid, name: &str| {
+        RecordBuilder::new(rec_type).target(fid(oid)).parent(fid(1)).name(name.as_bytes())
+    };
+    let rename = RecordBuilder::new(RecordType::RENAME).parent(fid(1)).name(b"final").renamed_from(
+        fid(5),
+        fid(1),
+        b"a.part",
+    );
+    let history = [
+        named(RecordType::CREATE, 5, "a.part"),
+        named(RecordType::CREATE, 6, "x.swp"),
+        named(RecordType::CREATE, 7, "scratch"),
+        RecordBuilder::new(RecordType::CLOSE).target(fid(5)),
+        rename,
+        named(RecordType::UNLINK, 7, "scratch").type_flags(1),
+    ];
+    let records =
+        history.into_iter().zip(1..).flat_map(|(record, index)| record.index(index).build());
+    chain.push(&Arc::new(Batch::parse(records.collect()).unwrap()), Nanos(0)).unwrap();
+    let mut out = ChainOutput::default();
+    chain.pull(Nanos(0), false, &mut out).unwrap();
+    assert_eq!((out.len(), chain.low().get(), chain.held()), (0, 0, 2));
+    assert_eq!(chain.wake_at(), Some(Nanos(1_000_000_000)));
+    chain.pull(Nanos(1_000_000_000), false, &mut out).unwrap();
+    let (mdt, record, route) = out.iter().next().unwrap();
+    let (record, _) = lcap_ffi::record::split_first(record).unwrap();
+    assert_eq!(
+        (record.rec_type(), record.name(), record.index().get()),
+        (RecordType::CREATE, &b"final"[..], 1)
+    );
+    assert!(mdt == 0 && route != 0 && out.len() == 1);
+    assert_eq!((chain.low().get(), chain.dropped(), chain.held()), (6, 5, 0));
 }
 
 proptest! {

@@ -21,6 +21,15 @@
 #define TOY_FLAGS 0
 #endif
 
+/* The layout is frozen: the same numbers stand in ffi/src/policy.rs. */
+_Static_assert(sizeof(struct lcap_policy_record) == 24, "record");
+_Static_assert(sizeof(struct lcap_policy_out) == 48, "out");
+_Static_assert(offsetof(struct lcap_policy_out, route) == 40, "out.route");
+_Static_assert(sizeof(struct lcap_policy_reader) == 16, "reader");
+_Static_assert(sizeof(struct lcap_policy_host) == 32, "host");
+_Static_assert(offsetof(struct lcap_policy_ops, dequeue) == 64, "ops.dequeue");
+_Static_assert(sizeof(struct lcap_policy_ops) == 88, "ops");
+
 enum { MAX_HELD = 1 << 20, MAX_SIZE = 1024, MAX_PAIRS = 1024, INDEX_AT = 8 };
 
 struct held {

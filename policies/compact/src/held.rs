@@ -71,6 +71,18 @@ impl Kind {
     }
 }
 
+/// An object of which something is held: its place in a table, or none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Id(u32);
+
+impl Id {
+    pub(crate) const NONE: Self = Self(u32::MAX);
+
+    pub(crate) fn is_none(self) -> bool {
+        self == Self::NONE
+    }
+}
+
 /// One held record.
 #[derive(Debug)]
 pub(crate) struct Entry {
@@ -78,17 +90,17 @@ pub(crate) struct Entry {
     pub(crate) rec_type: RecordType,
     /// `LIVE`, or an empty place.
     live: bool,
-    chunk: u64,
+    /// Low bits of its chunk's number: far fewer are held.
+    chunk: u32,
     start: u32,
     end: u32,
-    /// The object, and for renames the overwritten one (or zero) in `other`.
-    pub(crate) about: Fid,
-    pub(crate) other: Fid,
+    /// Bits whose meaning depends on the type.
+    pub(crate) flags: u16,
+    /// The object, and of a rename the overwritten one in `other`.
+    pub(crate) about: Id,
+    pub(crate) other: Id,
     /// Directories that it names: parent and, of a rename, source parent.
-    dirs: [Fid; 2],
-    /// The name that it gives (or takes away), and the one that a rename takes away.
-    pub(crate) name: u64,
-    source_name: u64,
+    dirs: [Id; 2],
     /// The record that gave it its present name: itself, or what was folded into it last.
     pub(crate) named_at: Seq,
     changed: Option<Box<Changed>>,
@@ -106,6 +118,7 @@ struct Changed {
 /// What is known of an object of which records are held.
 #[derive(Debug, Default)]
 pub(crate) struct Object {
+    fid: Fid,
     /// Live records about it, in order.
     pub(crate) held: VecDeque<Seq>,
     /// Live records that name it as a directory.
@@ -117,6 +130,11 @@ pub(crate) struct Object {
     /// Its history is not all here: another MDT has a part in it.
     pub(crate) foreign: bool,
     pub(crate) is_no_dir: bool,
+}
+
+/// Types that only files have.
+pub(crate) fn is_of_files(rec_type: RecordType) -> bool {
+    matches!(rec_type, RecordType::CLOSE | RecordType::TRUNC)
 }
 
 impl Object {
@@ -134,6 +152,9 @@ impl Object {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Pushed {
     pub(crate) seq: Seq,
+    pub(crate) about: Id,
+    pub(crate) other: Id,
+    pub(crate) parent: Id,
     /// The record that last touched its name before, 0 if that is not held.
     pub(crate) name_touched: Seq,
     /// The same for the name that a rename takes away.
@@ -157,10 +178,16 @@ pub(crate) struct Held {
     /// Token of a record less its number.
     token_offset: u64,
     chunks: VecDeque<Chunk>,
-    n_chunks_left: u64,
+    n_chunks_left: u32,
+    /// Buffers to use again: fresh memory costs more than copying into it.
+    spare: Vec<Vec<u8>>,
     n_bytes: usize,
-    objects: HashMap<Fid, Object, BuildHasherDefault<Mixer>>,
-    /// Last record that touched a name.
+    /// Places in `objects`.
+    ids: HashMap<Fid, Id, BuildHasherDefault<Mixer>>,
+    objects: Vec<Object>,
+    /// Places that are free; their buffers are used again.
+    free: Vec<Id>,
+    /// Last record that touched a name. Tidied now and then.
     touched: HashMap<u64, Seq, BuildHasherDefault<Mixer>>,
     /// Tokens of dropped records, since the last dequeue.
     dropped: Vec<u64>,
@@ -171,6 +198,10 @@ pub(crate) struct Held {
     leave_upto: Seq,
 }
 
+/// Buffers that are kept for use again.
+const MAX_SPARE: usize = 4;
+/// Names that may be left over before they are tidied away.
+const MIN_TIDY: usize = 1024;
 /// What a place in the queue costs besides its record.
 const ENTRY_BYTES: usize = size_of::<Entry>() + 2 * size_of::<Object>();
 
@@ -178,7 +209,8 @@ impl Held {
     /// A new call with records, the first of which has that token.
     pub(crate) fn start(&mut self, first_token: u64, now: Nanos) {
         self.token_offset = first_token.wrapping_sub(self.next());
-        self.chunks.push_back(Chunk { bytes: Vec::new(), since: now, n_places: 0 });
+        let bytes = self.spare.pop().unwrap_or_default();
+        self.chunks.push_back(Chunk { bytes, since: now, n_places: 0 });
     }
 
     /// The number that the next record will get.
@@ -202,8 +234,8 @@ impl Held {
         self.chunk(entry.chunk).map(|chunk| chunk.since)
     }
 
-    fn chunk(&self, number: u64) -> Option<&Chunk> {
-        self.chunks.get(usize::try_from(number.checked_sub(self.n_chunks_left)?).ok()?)
+    fn chunk(&self, number: u32) -> Option<&Chunk> {
+        self.chunks.get(number.wrapping_sub(self.n_chunks_left) as usize)
     }
 
     fn place(&self, seq: Seq) -> Option<usize> {
@@ -236,18 +268,40 @@ impl Held {
         split_first(bytes).ok().map(|(record, _)| record)
     }
 
-    pub(crate) fn object(&self, fid: Fid) -> Option<&Object> {
-        self.objects.get(&fid)
+    pub(crate) fn object(&self, id: Id) -> Option<&Object> {
+        self.objects.get(id.0 as usize)
     }
 
-    pub(crate) fn object_mut(&mut self, fid: Fid) -> &mut Object {
-        self.objects.entry(fid).or_default()
+    pub(crate) fn object_mut(&mut self, id: Id) -> Option<&mut Object> {
+        self.objects.get_mut(id.0 as usize)
+    }
+
+    /// The object's place, if something is held of it.
+    pub(crate) fn known(&self, fid: Fid) -> Option<Id> {
+        self.ids.get(&fid).copied()
+    }
+
+    /// The object's place; a new one if nothing was held of it.
+    fn id_of(&mut self, fid: Fid) -> Id {
+        if fid.is_zero() {
+            return Id::NONE;
+        }
+        let Self { ids, objects, free, .. } = self;
+        *ids.entry(fid).or_insert_with(|| {
+            let id = free.pop().unwrap_or_else(|| {
+                objects.push(Object::default());
+                Id(u32::try_from(objects.len() - 1).unwrap_or(u32::MAX))
+            });
+            if let Some(object) = objects.get_mut(id.0 as usize) {
+                object.fid = fid;
+            }
+            id
+        })
     }
 
     /// Appends a record and notes what it concerns.
     pub(crate) fn push(&mut self, record: &Record<'_>) -> Pushed {
         let seq = self.next();
-        let mut pushed = Pushed { seq, name_touched: 0, source_touched: 0 };
         let rec_type = record.rec_type();
         let kind = Kind::of(rec_type);
         let moves = matches!(kind, Kind::Rename | Kind::Migrate);
@@ -256,19 +310,21 @@ impl Held {
             (_, Some(source)) if moves => (source, record.target()),
             _ => (record.target(), Fid::default()),
         };
-        let (mut dirs, mut name, mut source_name) = ([Fid::default(); 2], 0, 0);
+        let (about, other) = (self.id_of(about), self.id_of(other));
+        let mut dirs = [Id::NONE; 2];
+        let (mut name_touched, mut source_touched) = (0, 0);
         if kind.has_name() {
-            dirs[0] = record.parent();
-            name = name_key(record.parent(), record.name());
-            pushed.name_touched = self.touched.insert(name, seq).unwrap_or(0);
+            dirs[0] = self.id_of(record.parent());
+            let name = name_key(record.parent(), record.name());
+            name_touched = self.touched.insert(name, seq).unwrap_or(0);
             if moves {
                 let parent = record.source_parent().unwrap_or_default();
-                dirs[1] = parent;
-                source_name = name_key(parent, record.source_name().unwrap_or_default());
-                pushed.source_touched = self.touched.insert(source_name, seq).unwrap_or(0);
+                dirs[1] = self.id_of(parent);
+                let name = name_key(parent, record.source_name().unwrap_or_default());
+                source_touched = self.touched.insert(name, seq).unwrap_or(0);
             }
         }
-        let number = self.n_chunks_left + self.chunks.len() as u64 - 1;
+        let chunk_number = self.present_chunk();
         let (mut start, mut end) = (0, 0);
         if let Some(chunk) = self.chunks.back_mut() {
             // The records of one call are far from 4 GiB; one that is cut would not parse, and stay.
@@ -278,9 +334,8 @@ impl Held {
             chunk.n_places += 1;
             self.n_bytes += record.as_bytes().len();
         }
-        for fid in [about, other] {
-            if !fid.is_zero() {
-                let object = self.objects.entry(fid).or_default();
+        for id in [about, other] {
+            if let Some(object) = self.objects.get_mut(id.0 as usize) {
                 object.held.push_back(seq);
                 if kind.has_name() {
                     object.last_name = seq;
@@ -289,7 +344,7 @@ impl Held {
                     Kind::Birth => rec_type != RecordType::MKDIR,
                     Kind::Link | Kind::Hsm | Kind::Mirror => true,
                     Kind::Unlink => rec_type == RecordType::UNLINK,
-                    Kind::Update => matches!(rec_type, RecordType::CLOSE | RecordType::TRUNC),
+                    Kind::Update => is_of_files(rec_type),
                     _ => false,
                 };
             }
@@ -300,60 +355,92 @@ impl Held {
         self.entries.push_back(Entry {
             kind,
             rec_type,
+            flags: record.type_flags(),
             live: true,
-            chunk: number,
+            chunk: chunk_number,
             start,
             end,
             about,
             other,
             dirs,
-            name,
-            source_name,
             named_at: seq,
             changed: None,
         });
-        pushed
+        Pushed { seq, about, other, parent: dirs[0], name_touched, source_touched }
     }
 
-    fn enter(&mut self, dir: Fid) {
-        if !dir.is_zero() {
-            self.objects.entry(dir).or_default().n_inside += 1;
+    /// Appends a place for a record that is dropped at once.
+    pub(crate) fn push_dropped(&mut self, record: &Record<'_>) {
+        let seq = self.next();
+        self.dropped.push(seq.wrapping_add(self.token_offset));
+        let chunk = self.present_chunk();
+        if let Some(chunk) = self.chunks.back_mut() {
+            chunk.n_places += 1;
+        }
+        self.entries.push_back(Entry {
+            kind: Kind::of(record.rec_type()),
+            rec_type: record.rec_type(),
+            flags: 0,
+            live: false,
+            chunk,
+            start: 0,
+            end: 0,
+            about: Id::NONE,
+            other: Id::NONE,
+            dirs: [Id::NONE; 2],
+            named_at: seq,
+            changed: None,
+        });
+    }
+
+    fn present_chunk(&self) -> u32 {
+        let n = u32::try_from(self.chunks.len()).unwrap_or(u32::MAX);
+        self.n_chunks_left.wrapping_add(n).wrapping_sub(1)
+    }
+
+    fn enter(&mut self, dir: Id) {
+        if let Some(object) = self.objects.get_mut(dir.0 as usize) {
+            object.n_inside += 1;
         }
     }
 
-    fn exit(&mut self, dir: Fid) {
-        if let Some(object) = self.objects.get_mut(&dir)
-            && !dir.is_zero()
-        {
+    fn exit(&mut self, dir: Id) {
+        if let Some(object) = self.objects.get_mut(dir.0 as usize) {
             object.n_inside = object.n_inside.saturating_sub(1);
-            self.forget_if_idle(dir);
+            self.free_if_idle(dir);
         }
     }
 
-    fn forget_if_idle(&mut self, fid: Fid) {
-        let idle = |object: &Object| object.held.is_empty() && object.n_inside == 0;
-        if self.objects.get(&fid).is_some_and(idle) {
-            self.objects.remove(&fid);
+    fn free_if_idle(&mut self, id: Id) {
+        let Some(object) = self.objects.get_mut(id.0 as usize) else { return };
+        // An object that is free already has no FID.
+        if object.held.is_empty() && object.n_inside == 0 && !object.fid.is_zero() {
+            self.ids.remove(&object.fid);
+            object.fid = Fid::default();
+            object.names.clear();
+            (object.last_name, object.foreign, object.is_no_dir) = (0, false, false);
+            self.free.push(id);
         }
     }
 
-    /// Makes the place of a record empty; returns its tokens.
-    fn vacate(&mut self, seq: Seq) -> Vec<u64> {
+    /// Makes the place of a record empty; appends its tokens.
+    fn vacate(&mut self, seq: Seq, tokens: &mut Vec<u64>) {
         let own = seq.wrapping_add(self.token_offset);
-        let Some(entry) = self.get_mut(seq) else { return Vec::new() };
+        let Some(entry) = self.get_mut(seq) else { return };
         entry.live = false;
         let (about, other, dirs) = (entry.about, entry.other, entry.dirs);
-        let mut tokens = vec![own];
-        tokens.extend(entry.changed.take().map(|changed| changed.tokens).unwrap_or_default());
+        tokens.push(own);
+        if let Some(changed) = entry.changed.take() {
+            tokens.extend_from_slice(&changed.tokens);
+        }
         self.forget(seq, about, other, dirs);
-        tokens
     }
 
-    fn forget(&mut self, seq: Seq, about: Fid, other: Fid, dirs: [Fid; 2]) {
-        for fid in [about, other] {
-            if let Some(object) = self.objects.get_mut(&fid) {
+    fn forget(&mut self, seq: Seq, about: Id, other: Id, dirs: [Id; 2]) {
+        for id in [about, other] {
+            if let Some(object) = self.objects.get_mut(id.0 as usize) {
                 object.remove(seq);
-                self.forget_if_idle(fid);
+                self.free_if_idle(id);
             }
         }
         for dir in dirs {
@@ -363,23 +450,27 @@ impl Held {
 
     /// Drops a record and what was folded into it. Returns how many that were.
     pub(crate) fn drop(&mut self, seq: Seq) -> u64 {
-        let tokens = self.vacate(seq);
-        self.dropped.extend_from_slice(&tokens);
-        tokens.len() as u64
+        let mut dropped = std::mem::take(&mut self.dropped);
+        let before = dropped.len();
+        self.vacate(seq, &mut dropped);
+        self.dropped = dropped;
+        (self.dropped.len() - before) as u64
     }
 
     /// Drops two records, when the turn of the first comes. Returns how many that were.
     pub(crate) fn drop_together(&mut self, first: Seq, second: Seq) -> u64 {
-        let mut tokens = self.vacate(first);
-        tokens.append(&mut self.vacate(second));
+        let mut tokens = Vec::new();
+        self.vacate(first, &mut tokens);
+        self.vacate(second, &mut tokens);
         let n = tokens.len() as u64;
         self.together.insert(first, tokens);
         n
     }
 
     /// Replaces a record; what it concerns stays the same.
-    pub(crate) fn change(&mut self, seq: Seq, record: Vec<u8>) {
+    pub(crate) fn change(&mut self, seq: Seq, flags: u16, record: Vec<u8>) {
         if let Some(entry) = self.get_mut(seq) {
+            entry.flags = flags;
             entry.changed.get_or_insert_default().record = record;
         }
     }
@@ -387,26 +478,24 @@ impl Held {
     /// Folds record `from` into the earlier record `into`, which then is `record`.
     pub(crate) fn fold(&mut self, into: Seq, from: Seq, record: Vec<u8>) {
         let Ok((parsed, _)) = split_first(&record) else { return };
-        let tokens = self.vacate(from);
         let rec_type = parsed.rec_type();
-        let moves = parsed.source().is_some();
-        let dirs = [
-            parsed.parent(),
-            if moves { parsed.source_parent().unwrap_or_default() } else { Fid::default() },
-        ];
-        let name = name_key(parsed.parent(), parsed.name());
+        let flags = parsed.type_flags();
+        let source_parent = parsed.source().and(parsed.source_parent()).unwrap_or_default();
+        let dirs = [self.id_of(parsed.parent()), self.id_of(source_parent)];
+        for dir in dirs {
+            self.enter(dir);
+        }
+        let mut tokens = Vec::new();
+        self.vacate(from, &mut tokens);
         let Some(entry) = self.get_mut(into) else { return };
         let old_dirs = std::mem::replace(&mut entry.dirs, dirs);
         entry.kind = Kind::of(rec_type);
         entry.rec_type = rec_type;
-        entry.name = name;
+        entry.flags = flags;
         entry.named_at = from;
         let changed = entry.changed.get_or_insert_default();
-        changed.tokens.extend_from_slice(&tokens);
+        changed.tokens.append(&mut tokens);
         changed.record = record;
-        for dir in dirs {
-            self.enter(dir);
-        }
         for dir in old_dirs {
             self.exit(dir);
         }
@@ -451,19 +540,23 @@ impl Held {
                 self.leave_upto = self.leave_upto.max(token.wrapping_sub(self.token_offset));
             }
         }
-        for name in [entry.name, entry.source_name] {
-            if self.touched.get(&name) == Some(&seq) {
-                self.touched.remove(&name);
-            }
-        }
         self.n_bytes -= (entry.end - entry.start) as usize;
         // Chunks leave in order, too. A call without records leaves an empty one.
         if let Some(chunk) = self.chunks.front_mut() {
             chunk.n_places = chunk.n_places.saturating_sub(1);
         }
         while self.chunks.front().is_some_and(|chunk| chunk.n_places == 0) {
-            self.chunks.pop_front();
-            self.n_chunks_left += 1;
+            if let Some(Chunk { mut bytes, .. }) = self.chunks.pop_front()
+                && self.spare.len() < MAX_SPARE
+            {
+                bytes.clear();
+                self.spare.push(bytes);
+            }
+            self.n_chunks_left = self.n_chunks_left.wrapping_add(1);
+        }
+        // Names of records that have left do not matter.
+        if self.touched.len() > 2 * self.entries.len() + MIN_TIDY {
+            self.touched.retain(|_, touched| *touched > seq);
         }
     }
 }

@@ -6,7 +6,7 @@
 
 use lcap_policy_sdk::{Fid, Record, RecordBuilder, RecordType};
 
-use crate::held::{Entry, Held, Kind, Pushed, Seq, name_key};
+use crate::held::{Entry, Held, Id, Kind, Pushed, Seq, is_of_files, name_key};
 
 const LAST: u16 = 0x1;
 const ARCHIVE_EXISTS: u16 = 0x2;
@@ -55,25 +55,30 @@ impl Rules {
 
     /// Takes the next record of the log.
     pub(crate) fn apply(&mut self, held: &mut Held, record: &Record<'_>) {
+        let kind = Kind::of(record.rec_type());
+        let kept = self.keeps(record.rec_type());
+        let joins = matches!(kind, Kind::Update | Kind::Access) && !kept;
+        if joins && self.join(held, record) {
+            held.push_dropped(record);
+            return;
+        }
         let pushed = held.push(record);
         let seq = pushed.seq;
-        let kind = Kind::of(record.rec_type());
         let last_move = self.last_move;
         match kind {
             Kind::Barrier => self.barrier = seq,
             Kind::Rename | Kind::Migrate => self.last_move = seq,
             _ => {}
         }
-        note_names(held, record, kind);
-        if self.keeps(record.rec_type()) {
+        note_names(held, pushed, record, kind);
+        if kept {
             return;
         }
         match kind {
-            Kind::Update | Kind::Access => self.join(held, seq, record),
             Kind::Unlink => self.unlink(held, pushed, record),
             Kind::Rename => {
                 if record.type_flags() & LAST != 0 {
-                    self.forget_updates(held, record.target(), seq);
+                    self.forget_updates(held, pushed.other, seq);
                 }
                 if self.names {
                     self.fold_rename(held, pushed, record, last_move);
@@ -83,60 +88,66 @@ impl Rules {
         }
     }
 
-    /// Rules 1 to 3: an update of a new object, a repeated update, a repeated look.
-    fn join(&mut self, held: &mut Held, seq: Seq, record: &Record<'_>) {
-        let Some(object) = held.object(record.target()) else { return };
+    /// Rules 1 to 3: an update of a new object, a repeated update, a repeated look. Returns whether
+    /// the record is to be dropped.
+    fn join(&mut self, held: &mut Held, record: &Record<'_>) -> bool {
+        let Some(id) = held.known(record.target()) else { return false };
+        if let Some(object) = held.object_mut(id) {
+            object.is_no_dir |= is_of_files(record.rec_type());
+        }
+        let Some(object) = held.object(id) else { return false };
         let is_update = Kind::of(record.rec_type()) == Kind::Update;
         let mut found = None;
-        for &at in object.held.iter().rev().skip(1).take(LOOK_BACK) {
-            let Some(entry) = held.get(at).filter(|_| at > self.barrier) else { return };
+        for &at in object.held.iter().rev().take(LOOK_BACK) {
+            let Some(entry) = held.get(at).filter(|_| at > self.barrier) else { return false };
             match entry.kind {
                 // A consumer looks at a new object when it sees its birth, which is later than this.
                 Kind::Birth if is_update => {
-                    self.counts.absorbed += held.drop(seq);
-                    return;
+                    self.counts.absorbed += 1;
+                    return true;
                 }
                 // Whether something changed before or after these matters.
-                Kind::Birth | Kind::Hsm | Kind::Mirror | Kind::Migrate | Kind::Barrier => return,
+                Kind::Birth | Kind::Hsm | Kind::Mirror | Kind::Migrate | Kind::Barrier => {
+                    return false;
+                }
                 Kind::Link | Kind::Unlink | Kind::Rename | Kind::Refusal => {}
                 Kind::Update | Kind::Access => {
                     let same = entry.rec_type == record.rec_type();
-                    if same
-                        && held.record(at).is_some_and(|earlier| says_the_same(&earlier, record))
-                    {
-                        found = Some(at);
+                    // Most updates say no more than their type and flags.
+                    let is_plain = is_update && record.rec_type() != RecordType::SETXATTR;
+                    let says_it = |earlier: Record<'_>| says_the_same(&earlier, record);
+                    if same && (is_plain || held.record(at).is_some_and(says_it)) {
+                        found = Some((at, entry.flags));
                         break;
                     }
                 }
             }
         }
-        let Some(at) = found else { return };
-        let Some(earlier) = held.record(at) else { return };
+        let Some((at, earlier_flags)) = found else { return false };
         // The first stays, so that nothing waits for longer than the window; what the flags of both say
         // is kept: they are sets of changed attributes or open modes.
-        let flags = earlier.type_flags() | record.type_flags();
-        let changed = (flags != earlier.type_flags())
-            .then(|| RecordBuilder::of(&earlier).type_flags(flags).build());
-        if let Some(changed) = changed {
-            held.change(at, changed);
+        let flags = earlier_flags | record.type_flags();
+        if flags != earlier_flags {
+            let Some(earlier) = held.record(at) else { return false };
+            let changed = RecordBuilder::of(&earlier).type_flags(flags).build();
+            held.change(at, flags, changed);
         }
-        self.counts.merged += held.drop(seq);
+        self.counts.merged += 1;
+        true
     }
 
     /// Rules 4 to 7: a name goes, and perhaps the object with it.
     fn unlink(&mut self, held: &mut Held, pushed: Pushed, record: &Record<'_>) {
-        let seq = pushed.seq;
-        let fid = record.target();
         let is_dir = record.rec_type() == RecordType::RMDIR;
         let is_last = is_dir || record.type_flags() & LAST != 0;
         if is_last {
-            self.forget_updates(held, fid, seq);
+            self.forget_updates(held, pushed.about, pushed.seq);
         }
         if !self.names {
             return;
         }
         let archived = record.type_flags() & ARCHIVE_EXISTS != 0;
-        if is_last && !archived && self.cancel_life(held, fid) {
+        if is_last && !archived && self.cancel_life(held, pushed.about) {
             return;
         }
         if is_last {
@@ -147,8 +158,8 @@ impl Rules {
     }
 
     /// Rule 4: what is gone needs no updates.
-    fn forget_updates(&mut self, held: &mut Held, fid: Fid, death: Seq) {
-        let Some(object) = held.object(fid) else { return };
+    fn forget_updates(&mut self, held: &mut Held, id: Id, death: Seq) {
+        let Some(object) = held.object(id) else { return };
         let of_no_use = |&at: &Seq| {
             let useless = |kind| matches!(kind, Kind::Update | Kind::Access | Kind::Mirror);
             at > self.barrier
@@ -163,8 +174,8 @@ impl Rules {
     }
 
     /// Rule 5: born and gone inside the window, and nobody else concerned.
-    fn cancel_life(&mut self, held: &mut Held, fid: Fid) -> bool {
-        let Some(object) = held.object(fid) else { return false };
+    fn cancel_life(&mut self, held: &mut Held, id: Id) -> bool {
+        let Some(object) = held.object(id) else { return false };
         let whole = !object.foreign && object.names.is_empty();
         // Inside a directory everything must be gone, too.
         if !whole || object.n_inside > 0 {
@@ -178,7 +189,7 @@ impl Rules {
             let Some(entry) = held.get(at) else { return false };
             let own = match entry.kind {
                 Kind::Birth | Kind::Link | Kind::Unlink => true,
-                Kind::Rename => entry.about == fid && entry.other.is_zero(),
+                Kind::Rename => is_plain_rename(entry, id),
                 Kind::Refusal => return true,
                 _ => false, // updates are gone already, unless they are kept
             };
@@ -198,7 +209,7 @@ impl Rules {
 
     /// Rule 6: a link that was made and taken away inside the window.
     fn cancel_link(&mut self, held: &mut Held, pushed: Pushed, record: &Record<'_>) {
-        let Some(link) = self.last_named(held, record.target(), pushed.seq) else { return };
+        let Some(link) = self.last_named(held, pushed.about, pushed.seq) else { return };
         let fits = held.get(link).is_some_and(|entry| {
             entry.kind == Kind::Link
                 && !self.keeps(entry.rec_type)
@@ -211,11 +222,11 @@ impl Rules {
 
     /// Rule 7: a rename and then the end: the end, under the old name.
     fn fold_last_rename(&mut self, held: &mut Held, pushed: Pushed, record: &Record<'_>) {
-        let (seq, fid) = (pushed.seq, record.target());
-        let Some(rename) = self.last_named(held, fid, seq) else { return };
-        let (Some(entry), Some(object)) = (held.get(rename), held.object(fid)) else { return };
+        let (seq, id) = (pushed.seq, pushed.about);
+        let Some(rename) = self.last_named(held, id, seq) else { return };
+        let (Some(entry), Some(object)) = (held.get(rename), held.object(id)) else { return };
         let nothing_since = object.held.iter().all(|&at| at <= rename || at == seq);
-        let fits = is_plain_rename(entry, fid)
+        let fits = is_plain_rename(entry, id)
             && !self.keeps(entry.rec_type)
             && entry.named_at == pushed.name_touched
             && nothing_since
@@ -240,14 +251,17 @@ impl Rules {
         last_move: Seq,
     ) {
         // What it overwrites, an earlier record cannot overwrite in its place.
-        let (Some(source), true) = (record.source(), record.target().is_zero()) else { return };
+        if !pushed.other.is_none() {
+            return;
+        }
+        let source = pushed.about;
         let Some(into) = self.last_named(held, source, pushed.seq) else { return };
         let Some(entry) = held.get(into) else { return };
         let renamed_before = is_plain_rename(entry, source);
         // The new name moves forward to the place of the earlier record. There it must be free …
         let is_free = pushed.name_touched <= into;
         // … its directory must be there …
-        let has_dir = held.object(record.parent()).is_none_or(|dir| dir.last_name < into);
+        let has_dir = held.object(pushed.parent).is_none_or(|dir| dir.last_name < into);
         // … and no directory may have been moved meanwhile, or this one might come to lie in itself.
         let no_dir = held.object(source).is_some_and(|object| object.is_no_dir);
         let fits = (entry.kind == Kind::Birth || renamed_before)
@@ -278,8 +292,8 @@ impl Rules {
 
     /// The last record before `seq` that gave or took a name of the object, unless something lies
     /// between that must not be crossed.
-    fn last_named(&self, held: &Held, fid: Fid, seq: Seq) -> Option<Seq> {
-        let object = held.object(fid)?;
+    fn last_named(&self, held: &Held, id: Id, seq: Seq) -> Option<Seq> {
+        let object = held.object(id)?;
         for &at in object.held.iter().rev().filter(|&&at| at < seq).take(NAME_LOOK_BACK) {
             match held.get(at).filter(|_| at > self.barrier)?.kind {
                 Kind::Birth | Kind::Link | Kind::Unlink | Kind::Rename => return Some(at),
@@ -292,8 +306,8 @@ impl Rules {
 }
 
 /// A rename of that object which overwrote nothing.
-fn is_plain_rename(entry: &Entry, fid: Fid) -> bool {
-    entry.kind == Kind::Rename && entry.about == fid && entry.other.is_zero()
+fn is_plain_rename(entry: &Entry, id: Id) -> bool {
+    entry.kind == Kind::Rename && entry.about == id && entry.other.is_none()
 }
 
 /// Record `at` gave exactly that name.
@@ -311,13 +325,9 @@ fn says_the_same(earlier: &Record<'_>, later: &Record<'_>) -> bool {
 }
 
 /// Keeps the names of an object whose birth is held, and notices if its history is not all here.
-fn note_names(held: &mut Held, record: &Record<'_>, kind: Kind) {
-    let key = name_key(record.parent(), record.name());
-    let take = |held: &mut Held, fid: Fid, key: u64| {
-        if fid.is_zero() {
-            return;
-        }
-        let object = held.object_mut(fid);
+fn note_names(held: &mut Held, pushed: Pushed, record: &Record<'_>, kind: Kind) {
+    let take = |held: &mut Held, id: Id, key: u64| {
+        let Some(object) = held.object_mut(id) else { return };
         match object.names.iter().position(|name| *name == key) {
             Some(at) => {
                 object.names.swap_remove(at);
@@ -325,25 +335,26 @@ fn note_names(held: &mut Held, record: &Record<'_>, kind: Kind) {
             None => object.foreign = true,
         }
     };
-    let give = |held: &mut Held, fid: Fid| {
-        if !fid.is_zero() {
-            held.object_mut(fid).names.push(key);
-        }
-    };
+    let key = || name_key(record.parent(), record.name());
     match kind {
-        Kind::Birth | Kind::Link => give(held, record.target()),
-        Kind::Unlink => take(held, record.target(), key),
+        Kind::Birth | Kind::Link => {
+            if let Some(object) = held.object_mut(pushed.about) {
+                object.names.push(key());
+            }
+        }
+        Kind::Unlink => take(held, pushed.about, key()),
         Kind::Rename => {
-            let source = record.source().unwrap_or_default();
             let from = record.source_parent().unwrap_or_default();
-            take(held, source, name_key(from, record.source_name().unwrap_or_default()));
-            take(held, record.target(), key);
-            give(held, source);
+            take(held, pushed.about, name_key(from, record.source_name().unwrap_or_default()));
+            take(held, pushed.other, key());
+            if let Some(object) = held.object_mut(pushed.about) {
+                object.names.push(key());
+            }
         }
         Kind::Migrate => {
-            for fid in [record.source().unwrap_or_default(), record.target()] {
-                if !fid.is_zero() {
-                    held.object_mut(fid).foreign = true;
+            for id in [pushed.about, pushed.other] {
+                if let Some(object) = held.object_mut(id) {
+                    object.foreign = true;
                 }
             }
         }
