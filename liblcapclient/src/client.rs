@@ -371,6 +371,17 @@ impl<B: AsRef<[u8]>> Protocol<B> {
         }
     }
 
+    /// A connection was cut, and is being made again: what was on its way is lost, and the server
+    /// knows the new one by another name.
+    pub fn on_disconnected(&mut self, source: Source, now: Instant) {
+        match (source, self.phase) {
+            (Source::Control, Phase::CatchUp | Phase::Starting | Phase::Subscribing)
+            | (Source::Queue, Phase::Member) => self.restart("the connection was cut", now),
+            // Nothing of a live session comes over it, but what a heartbeat asks for.
+            _ => {}
+        }
+    }
+
     /// Something came that is no message of the protocol.
     pub fn on_garbage(&mut self) {
         self.counters.malformed += 1;

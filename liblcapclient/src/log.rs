@@ -10,6 +10,6 @@ use tracing_subscriber::fmt;
 pub(crate) fn for_this_thread() -> Option<DefaultGuard> {
     let level: tracing::Level = secure_env("LCAP_LOG")?.parse().ok()?;
     let subscriber =
-        fmt().with_max_level(level).with_writer(std::io::stderr).with_thread_names(true).finish();
+        fmt().with_max_level(level).with_writer(std::io::stderr).with_ansi(false).finish();
     Some(tracing::subscriber::set_default(subscriber))
 }

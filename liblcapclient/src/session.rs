@@ -69,6 +69,27 @@ pub(crate) fn spawn(
     Ok(Spawned { commands, greeted, thread })
 }
 
+/// A socket, and what libzmq says of its connection.
+struct Watched {
+    socket: zmq::Socket,
+    monitor: zmq::Socket,
+}
+
+impl Watched {
+    /// Whether the connection was cut since the last call.
+    fn was_cut(&self) -> bool {
+        let mut cut = false;
+        // Two frames each: number and value of the event, address.
+        while let Some(frames) = receive(&self.monitor) {
+            let event = frames.first().and_then(|frame| frame.first_chunk());
+            cut |= event.is_some_and(|event| {
+                u16::from_ne_bytes(*event) == zmq::SocketEvent::DISCONNECTED.to_raw()
+            });
+        }
+        cut
+    }
+}
+
 struct Session {
     protocol: Protocol<Received>,
     keys: Option<Keys>,
@@ -77,9 +98,10 @@ struct Session {
     greeting: Option<Promise<Result<(), ClientError>>>,
     answers: HashMap<u64, Promise<Result<Reply, ClientError>>>,
     // Sockets before the context, which cannot end before them.
-    control: Option<zmq::Socket>,
+    control: Option<Watched>,
     live: Option<zmq::Socket>,
-    queue: Option<zmq::Socket>,
+    queue: Option<Watched>,
+    n_watched: u64,
     context: zmq::Context,
     ack_interval: Duration,
     closed: bool,
@@ -104,6 +126,7 @@ impl Session {
             control: None,
             live: None,
             queue: None,
+            n_watched: 0,
             context: zmq::Context::new(),
             ack_interval,
             closed: false,
@@ -122,6 +145,7 @@ impl Session {
             self.take_consumed();
             self.wait();
             self.read_all();
+            self.look_for_cuts();
             self.obey();
             self.take_settled();
             let now = Instant::now();
@@ -140,14 +164,16 @@ impl Session {
                 Output::ConnectQueue(endpoint) => self.connect_queue(&endpoint),
                 // A full pipe means that nobody is there; the protocol's timers see to that.
                 Output::Control(message) => {
-                    let _ = self.control.as_ref().map(|s| s.send(message, zmq::DONTWAIT));
+                    let _ = self.control.as_ref().map(|s| s.socket.send(message, zmq::DONTWAIT));
                     Ok(())
                 }
                 Output::Queue(message) => {
-                    let _ = self.queue.as_ref().map(|s| s.send(message, zmq::DONTWAIT));
+                    let _ = self.queue.as_ref().map(|s| s.socket.send(message, zmq::DONTWAIT));
                     Ok(())
                 }
                 Output::Deliver(item) => {
+                    // First the numbers: who has the item sees what they say of it.
+                    self.inbox.set_counters(self.protocol.counters());
                     self.inbox.push(item);
                     Ok(())
                 }
@@ -165,7 +191,7 @@ impl Session {
                 }
                 Output::Closed { heard } => {
                     let linger = if heard { LINGER_MS } else { 0 };
-                    let _ = self.control.as_ref().map(|s| s.set_linger(linger));
+                    let _ = self.control.as_ref().map(|s| s.socket.set_linger(linger));
                     self.closed = true;
                     Ok(())
                 }
@@ -191,14 +217,25 @@ impl Session {
         Ok(socket)
     }
 
-    fn connect_control(&mut self, endpoint: &str) -> Result<(), ClientError> {
-        (self.control, self.live, self.queue) = (None, None, None);
+    /// A DEALER whose connection is watched.
+    fn dealer(&mut self, endpoint: &str) -> Result<Watched, ClientError> {
+        self.n_watched += 1;
+        let events = format!("inproc://events-{}", self.n_watched);
         let connect = || {
             let socket = self.socket(zmq::DEALER)?;
+            socket.monitor(&events, zmq::SocketEvent::DISCONNECTED.to_raw().into())?;
+            let monitor = self.context.socket(zmq::PAIR)?;
+            monitor.set_linger(0)?;
+            monitor.connect(&events)?;
             socket.connect(endpoint)?;
-            Ok(socket)
+            Ok(Watched { socket, monitor })
         };
-        self.control = Some(connect().map_err(|error| ClientError::zmq(endpoint, error))?);
+        connect().map_err(|error| ClientError::zmq(endpoint, error))
+    }
+
+    fn connect_control(&mut self, endpoint: &str) -> Result<(), ClientError> {
+        (self.control, self.live, self.queue) = (None, None, None);
+        self.control = Some(self.dealer(endpoint)?);
         tracing::debug!(endpoint, "connecting");
         Ok(())
     }
@@ -222,12 +259,7 @@ impl Session {
 
     fn connect_queue(&mut self, endpoint: &str) -> Result<(), ClientError> {
         self.queue = None;
-        let connect = || {
-            let socket = self.socket(zmq::DEALER)?;
-            socket.connect(endpoint)?;
-            Ok(socket)
-        };
-        self.queue = Some(connect().map_err(|error| ClientError::zmq(endpoint, error))?);
+        self.queue = Some(self.dealer(endpoint)?);
         tracing::debug!(endpoint, "joining the queue");
         Ok(())
     }
@@ -242,9 +274,11 @@ impl Session {
         let timeout = until.saturating_duration_since(now) + Duration::from_micros(999);
         let timeout = i64::try_from(timeout.as_millis()).unwrap_or(60_000);
         let live = self.live.as_ref().filter(|_| self.protocol.wants_live());
-        let sockets = [self.control.as_ref(), live, self.queue.as_ref()];
+        let watched = [self.control.as_ref(), self.queue.as_ref()];
+        let watched = watched.into_iter().flatten().flat_map(|w| [&w.socket, &w.monitor]);
         let mut items = vec![zmq::PollItem::from_fd(self.inbox.wake_fd().as_raw_fd(), zmq::POLLIN)];
-        items.extend(sockets.into_iter().flatten().map(|socket| socket.as_poll_item(zmq::POLLIN)));
+        items
+            .extend(live.into_iter().chain(watched).map(|socket| socket.as_poll_item(zmq::POLLIN)));
         let _ = zmq::poll(&mut items, timeout);
         if items.first().is_some_and(zmq::PollItem::is_readable) {
             self.inbox.woken();
@@ -258,13 +292,24 @@ impl Session {
                     break;
                 }
                 let socket = match source {
-                    Source::Control => &self.control,
-                    Source::Queue => &self.queue,
-                    Source::Live => &self.live,
+                    Source::Control => self.control.as_ref().map(|watched| &watched.socket),
+                    Source::Queue => self.queue.as_ref().map(|watched| &watched.socket),
+                    Source::Live => self.live.as_ref(),
                 };
-                let Some(frames) = socket.as_ref().and_then(receive) else { break };
+                let Some(frames) = socket.and_then(receive) else { break };
                 self.take_message(source, frames);
                 // Sockets are closed and made anew at once, so that nothing of an old one is read.
+                self.act();
+            }
+        }
+    }
+
+    /// Looks for connections that were cut, after everything that still came over them was read.
+    fn look_for_cuts(&mut self) {
+        for source in [Source::Control, Source::Queue] {
+            let watched = if source == Source::Queue { &self.queue } else { &self.control };
+            if watched.as_ref().is_some_and(Watched::was_cut) {
+                self.protocol.on_disconnected(source, Instant::now());
                 self.act();
             }
         }

@@ -1,5 +1,6 @@
 //! Real sockets, a fake lcapd, and what can go wrong between them.
 #![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used)]
 
 mod fake;
 
@@ -11,7 +12,6 @@ use lcap_client::{Builder, Client, ClientError, Control};
 use lcap_ffi::RecordIndex;
 use lcap_wire::Kind;
 
-#[allow(clippy::unwrap_used)]
 fn builder(fake: &Fake) -> Builder {
     Builder::without_env(MDT.parse().unwrap())
         .servers(&fake.endpoint)
@@ -19,7 +19,6 @@ fn builder(fake: &Fake) -> Builder {
 }
 
 /// Receives `n` records; checks that each is whole.
-#[allow(clippy::unwrap_used)]
 fn receive(client: &mut Client, n: usize) -> Vec<u64> {
     let one = |client: &mut Client| {
         let record_in = client.recv().unwrap().expect("not the end");
@@ -354,6 +353,128 @@ fn a_silent_server_is_left_and_found_again() {
     fake.with(|state| state.mute = false);
     fake.append(11..=20);
     assert_eq!(receive(&mut client, 10), ids(11..=20));
+}
+
+#[test]
+fn with_curve_records_flow_and_without_the_key_nothing_does() {
+    let server = zmq::CurveKeyPair::new().unwrap();
+    let (public, other) = (server.public_key, zmq::CurveKeyPair::new().unwrap().public_key);
+    let fake = Fake::start_with("tcp://127.0.0.1:*", 1, Some(&server.secret_key));
+    fake.append(1..=30);
+    let key = |key: &[u8]| zmq::z85_encode(key).unwrap();
+    let mut client = builder(&fake).keys(&key(&public), None).follow(true).connect().unwrap();
+    assert_eq!(receive(&mut client, 30), ids(1..=30));
+    fake.append(31..=40);
+    assert_eq!(receive(&mut client, 10), ids(31..=40));
+    let short = || builder(&fake).timeout(Duration::from_millis(300));
+    assert_eq!(short().connect().unwrap_err().errno(), libc::ETIMEDOUT);
+    assert_eq!(short().keys(&key(&other), None).connect().unwrap_err().errno(), libc::ETIMEDOUT);
+}
+
+/// Passes TCP on, until it is told to cut.
+struct Wire {
+    endpoint: String,
+    open: std::sync::Arc<std::sync::Mutex<Vec<std::net::TcpStream>>>,
+}
+
+impl Wire {
+    fn to(endpoint: &str) -> Self {
+        use std::net::{TcpListener, TcpStream};
+        let server = endpoint.strip_prefix("tcp://").unwrap().to_owned();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = format!("tcp://{}", listener.local_addr().unwrap());
+        let open = std::sync::Arc::<std::sync::Mutex<Vec<TcpStream>>>::default();
+        let all = std::sync::Arc::clone(&open);
+        // Ends with the test's process.
+        std::thread::spawn(move || {
+            for near in listener.incoming() {
+                let near = near.unwrap();
+                let far = TcpStream::connect(&server).unwrap();
+                for (mut from, mut to) in [
+                    (near.try_clone().unwrap(), far.try_clone().unwrap()),
+                    (far.try_clone().unwrap(), near.try_clone().unwrap()),
+                ] {
+                    std::thread::spawn(move || {
+                        let _ = std::io::copy(&mut from, &mut to);
+                        let _ = to.shutdown(std::net::Shutdown::Both);
+                    });
+                }
+                all.lock().unwrap().extend([near, far]);
+            }
+        });
+        Self { endpoint, open }
+    }
+
+    fn cut(&self) {
+        for stream in self.open.lock().unwrap().drain(..) {
+            let _ = stream.shutdown(std::net::Shutdown::Both);
+        }
+    }
+}
+
+#[test]
+fn a_connection_that_is_cut_in_the_middle_of_the_past_costs_nothing() {
+    let fake = Fake::start();
+    fake.append(1..=5_000);
+    let wire = Wire::to(&fake.endpoint);
+    let mut builder = Builder::without_env(MDT.parse().unwrap()).servers(&wire.endpoint);
+    builder.options_mut().prefetch_bytes = 50_000;
+    let mut client = builder.connect().unwrap();
+    for round in 0..5 {
+        let first = round * 1000 + 1;
+        assert_eq!(receive(&mut client, 1000), ids(first..=first + 999));
+        wire.cut();
+    }
+    assert!(client.recv().unwrap().is_none());
+    assert!(client.stats().reconnects > 0);
+}
+
+/// A campaign: whatever strikes, in whatever order, each record arrives once, in order.
+#[test]
+fn every_record_once_in_order_through_a_hundred_faults() {
+    let fake = Fake::start();
+    fake.with(|state| state.readers.insert("rbh".into(), 0));
+    let mut builder = builder(&fake).reader(Some("rbh")).follow(true);
+    builder.options_mut().prefetch_bytes = 20_000; // full now and then
+    builder.options_mut().ack_interval = Duration::from_millis(5);
+    let mut client = builder.connect().unwrap();
+    // Marsaglia's generator: the same campaign every time.
+    let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut dice = |sides: u64| {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        seed % sides
+    };
+    let (mut written, mut read) = (0, 0);
+    for _ in 0..100 {
+        let more = dice(120);
+        fake.append(written + 1..=written + more);
+        written += more;
+        match dice(6) {
+            0 => fake.with(|state| state.lose_live = 2),
+            1 => fake.with(fake::State::lose_sessions),
+            2 => fake.with(fake::State::restart),
+            3 => fake.with(|state| state.twice = !state.twice),
+            4 => fake.with(|state| state.lose_catch_up = 1),
+            _ => {}
+        }
+        let part = dice(written - read + 1);
+        for index in read + 1..=read + part {
+            assert_eq!(receive(&mut client, 1), [index]);
+            client.clear(RecordIndex::new(index)).unwrap();
+        }
+        read += part;
+        let mark = fake.with(|state| state.readers["rbh"]);
+        assert!(mark <= read, "{mark} is acknowledged, {read} was read");
+    }
+    fake.with(|state| (state.lose_live, state.lose_catch_up) = (0, 0));
+    for index in read + 1..=written {
+        assert_eq!(receive(&mut client, 1), [index]);
+    }
+    client.clear(RecordIndex::ZERO).unwrap();
+    client.close();
+    assert_eq!(fake.with(|state| state.readers["rbh"]), written);
 }
 
 #[test]

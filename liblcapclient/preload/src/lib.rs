@@ -202,7 +202,7 @@ pub unsafe extern "C" fn llapi_changelog_recv(
         // SAFETY: writable by contract.
         unsafe { out.write(ptr::null_mut()) };
         let Some(record) = log.recv()? else { return Ok(END) };
-        let Some(block) = to_heap(record) else {
+        let Some(block) = to_heap(record.bytes, record.flags) else {
             log.again();
             return Ok(-libc::ENOMEM);
         };
@@ -214,7 +214,7 @@ pub unsafe extern "C" fn llapi_changelog_recv(
 
 /// A block from `malloc` as large as any record can be, zero behind the record: what the real
 /// library gives, and what programs rely on that edit a record or print a name as a string.
-fn to_heap(record: &[u8]) -> Option<NonNull<c_void>> {
+fn to_heap(record: &[u8], flags: u16) -> Option<NonNull<c_void>> {
     // SAFETY: no precondition.
     let block = NonNull::new(unsafe { libc::malloc(MAX_RECORD_BYTES) })?;
     let len = record.len().min(MAX_RECORD_BYTES);
@@ -223,6 +223,8 @@ fn to_heap(record: &[u8]) -> Option<NonNull<c_void>> {
         let to = block.as_ptr().cast::<u8>();
         ptr::copy_nonoverlapping(record.as_ptr(), to, len);
         ptr::write_bytes(to.add(len), 0, MAX_RECORD_BYTES - len);
+        // The flag word; a block is large enough for a head, which the record may not be.
+        ptr::copy_nonoverlapping(flags.to_ne_bytes().as_ptr(), to.add(2), 2);
     }
     Some(block)
 }
@@ -349,7 +351,8 @@ pub unsafe extern "C" fn llapi_changelog_repack_rec(
         let flags = u16::try_from(wanted_flags & 0xffff).ok()?;
         let extra = u64::from(wanted_extra.cast_unsigned());
         repack_verbatim(&record, flags, extra, &mut out);
-        to_heap(&out)
+        let flags = u16::from_ne_bytes(*out.get(2..)?.first_chunk()?);
+        to_heap(&out, flags)
     };
     let block = catch_unwind(AssertUnwindSafe(repack)).ok().flatten();
     block.map_or(ptr::null_mut(), NonNull::as_ptr)

@@ -401,6 +401,24 @@ fn a_session_that_is_over_is_followed_by_another_at_the_place() {
 }
 
 #[test]
+fn a_cut_connection_ends_what_comes_over_it() {
+    let mut table = Table::new(config(true, None));
+    table.greet();
+    table.start(json!({}));
+    table.hello(0);
+    table.next();
+    table.records(Source::Control, 1, 3, &[1, 2, 3]);
+    table.client.on_disconnected(Source::Control, table.now);
+    table.look();
+    assert_eq!(table.restarted_from(), Some(4));
+
+    let mut table = Table::live(None, 6);
+    table.client.on_disconnected(Source::Control, table.now);
+    table.look();
+    assert_eq!(table.restarted_from(), None, "live records come another way");
+}
+
+#[test]
 fn events_of_other_sessions_change_nothing() {
     let mut table = Table::live(None, 6);
     table.event(Event::Lost { session: 1, errno: libc::ESTALE, error: String::new() });

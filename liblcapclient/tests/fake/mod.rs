@@ -109,9 +109,18 @@ pub struct Fake {
     thread: Option<JoinHandle<()>>,
 }
 
-fn bind(context: &zmq::Context, kind: zmq::SocketType, at: &str) -> (zmq::Socket, String) {
+fn bind(
+    context: &zmq::Context,
+    kind: zmq::SocketType,
+    at: &str,
+    secret: Option<&[u8]>,
+) -> (zmq::Socket, String) {
     let socket = context.socket(kind).unwrap();
     socket.set_linger(0).unwrap();
+    if let Some(secret) = secret {
+        socket.set_curve_server(true).unwrap();
+        socket.set_curve_secretkey(secret).unwrap();
+    }
     if kind == zmq::XPUB {
         socket.set_xpub_verbose(true).unwrap();
     }
@@ -127,10 +136,16 @@ impl Fake {
 
     /// With a control endpoint and an epoch of the test's choice.
     pub fn start_at(control: &str, epoch: u64) -> Self {
+        Self::start_with(control, epoch, None)
+    }
+
+    /// With CURVE: the secret key of the server.
+    pub fn start_with(control: &str, epoch: u64, secret: Option<&[u8]>) -> Self {
         let context = zmq::Context::new();
-        let (control, endpoint) = bind(&context, zmq::ROUTER, control);
-        let (live, live_endpoint) = bind(&context, zmq::XPUB, "tcp://127.0.0.1:*");
-        let (queue, queue_endpoint) = bind(&context, zmq::ROUTER, "tcp://127.0.0.1:*");
+        let any = "tcp://127.0.0.1:*";
+        let (control, endpoint) = bind(&context, zmq::ROUTER, control, secret);
+        let (live, live_endpoint) = bind(&context, zmq::XPUB, any, secret);
+        let (queue, queue_endpoint) = bind(&context, zmq::ROUTER, any, secret);
         let (bell, ring) = (context.socket(zmq::PAIR).unwrap(), context.socket(zmq::PAIR).unwrap());
         bell.bind("inproc://bell").unwrap();
         ring.connect("inproc://bell").unwrap();
@@ -541,7 +556,10 @@ impl State {
             }
             session.sent += 1;
             session.next = last + 1;
-            if self.lose_catch_up > 0 {
+            // Only what a later message shows: a connection that is cut is another fault.
+            let more =
+                session.sent < session.upto && self.log.range(session.next..).next().is_some();
+            if self.lose_catch_up > 0 && more {
                 self.lose_catch_up -= 1;
                 continue;
             }
