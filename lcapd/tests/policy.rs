@@ -166,17 +166,10 @@ fn route_keys_come_out_record_by_record() {
     assert_eq!(out.parts.len(), 1, "one buffer");
 }
 
-<<<<<<< HEAD
-/// A mode of the toy module, and the fault that it must be found guilty of.
-type Misdeed = (&'static str, fn(&Fault) -> bool);
-
-/// Every way to break the contract, the fault that it is, and how many records leave before it is seen.
-=======
 /// What a module does, and how the host must call it.
 type Misdeed = (&'static str, fn(&Fault) -> bool);
 
 /// Every way to break the contract that a module has while it runs.
->>>>>>> policies
 fn misdeeds() -> Vec<Misdeed> {
     vec![
         ("garbage", |f| *f == Fault::Token(0xdead_beef_cafe)),
