@@ -5,6 +5,7 @@
 //! for the slowest.
 #![forbid(unsafe_code)]
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -12,7 +13,7 @@ use lcap_ffi::RecordIndex;
 
 use crate::batch::Batch;
 use crate::log::{Entry, Gap, Lookup, MdtLog, Place};
-use crate::reader::missing;
+use crate::reader::{Piece, pieces};
 use crate::source::{ChangelogSource, ReadOutcome, SourceError, Upstream, WaitFor};
 use crate::wake::Waker;
 
@@ -31,8 +32,8 @@ pub struct Follower {
     mode: Mode,
     /// What lies right before `next` was read once: if the source begins later, records are gone.
     continues: bool,
-    /// Records that came together with a gap, and are to be returned after it.
-    pending: Option<Arc<Batch>>,
+    /// What came together with a hole in it, and is to be returned piece by piece.
+    pending: VecDeque<Piece>,
     /// What the log last said of the source, if it had nothing for us.
     at_end: bool,
 }
@@ -90,7 +91,7 @@ impl Follower {
             read_bytes,
             mode: Mode::Lost,
             continues,
-            pending: None,
+            pending: VecDeque::new(),
             at_end: false,
         }
     }
@@ -121,7 +122,7 @@ impl Follower {
 
     /// Whether there may be more than [`Step::Head`] now; asked after the waker was armed.
     pub fn has_news(&self) -> bool {
-        self.pending.is_some()
+        !self.pending.is_empty()
             || matches!(self.mode, Mode::Memory(serial) if self.log.has_news(serial, self.at_end))
     }
 
@@ -134,13 +135,16 @@ impl Follower {
     pub fn head(&self) -> RecordIndex {
         self.log.head().0
     }
+
     /// The next records, if there are any now.
     ///
     /// # Errors
     /// If the source cannot be read. The follower can be used again, after a pause.
     pub fn step(&mut self) -> Result<Step, SourceError> {
-        if let Some(batch) = self.pending.take() {
-            return Ok(Step::Records(batch));
+        while let Some(piece) = self.pending.pop_front() {
+            if let Some(step) = self.take_piece(piece) {
+                return Ok(step);
+            }
         }
         loop {
             match &mut self.mode {
@@ -194,6 +198,15 @@ impl Follower {
         }
     }
 
+    fn take_piece(&mut self, piece: Piece) -> Option<Step> {
+        self.take(match piece {
+            Piece::Records(batch) => Entry::Records(Arc::new(batch)),
+            Piece::Hole(first, last) => {
+                Entry::Gap(Gap { first, last, generation: self.generation, rewinds: false })
+            }
+        })
+    }
+
     fn read_source(&mut self) -> Result<Step, SourceError> {
         let Mode::Source(source) = &mut self.mode else { return Ok(Step::Head { at_end: false }) };
         let mut buf = Vec::with_capacity(self.read_bytes);
@@ -218,29 +231,20 @@ impl Follower {
                         problem: error.to_string(),
                     }
                 })?;
-                let before = (self.next, self.continues);
-                match self.take(Entry::Records(Arc::new(batch))) {
-                    Some(Step::Records(batch)) => Ok(self.after_gap(batch, before)),
-                    Some(step) => Ok(step),
-                    // All of it lay before our place, after a seek that was not exact.
-                    None => Ok(Step::Wait { on: WaitFor::Until(Instant::now()), at_end: false }),
-                }
+                let dense = self.upstream.is_dense();
+                let batch = if batch.first() < self.next {
+                    batch.tail_from(self.next)
+                } else {
+                    Some(batch)
+                };
+                // All of it may lie before our place, after a seek that was not exact.
+                let again = Step::Wait { on: WaitFor::Until(Instant::now()), at_end: false };
+                let Some(batch) = batch else { return Ok(again) };
+                self.pending = pieces(batch, self.next, self.continues, dense).into();
+                let first = self.pending.pop_front();
+                Ok(first.and_then(|piece| self.take_piece(piece)).unwrap_or(again))
             }
         }
-    }
-}
-
-impl Follower {
-    /// The batch, or what is missing before and in it, and the batch next time.
-    fn after_gap(&mut self, batch: Arc<Batch>, (next, continues): (RecordIndex, bool)) -> Step {
-        let holes = missing(&batch, next, continues, self.upstream.is_dense());
-        let (Some(&(first, _)), Some(&(_, last))) = (holes.first(), holes.last()) else {
-            return Step::Records(batch);
-        };
-        // Several holes in one read are told as one: what counts is that a rescan is due.
-        let last = last.min(batch.first().prev().max(first));
-        self.pending = Some(batch);
-        Step::Gap(Gap { first, last, generation: self.generation, rewinds: false })
     }
 }
 

@@ -271,45 +271,58 @@ impl Reader {
         } else {
             batch
         };
-        // An MDT numbers its records without gaps, unless the source says otherwise. The oldest
-        // record that it has may have any number.
         let knows_before = next > RecordIndex::new(1);
-        for (first, last) in missing(&batch, next, knows_before, self.upstream.is_dense()) {
-            self.tell_gap(first, last);
+        for piece in pieces(batch, next, knows_before, self.upstream.is_dense()) {
+            match piece {
+                Piece::Hole(first, last) => self.tell_gap(first, last),
+                Piece::Records(batch) => {
+                    self.stats.at_end.store(false, Ordering::Relaxed);
+                    self.stats.records.fetch_add(batch.len() as u64, Ordering::Relaxed);
+                    self.stats.read_index.store(batch.last().get(), Ordering::Relaxed);
+                    self.log.push(Entry::Records(Arc::new(batch)), &self.stop);
+                }
+            }
         }
-        self.stats.at_end.store(false, Ordering::Relaxed);
-        self.stats.records.fetch_add(batch.len() as u64, Ordering::Relaxed);
-        self.stats.read_index.store(batch.last().get(), Ordering::Relaxed);
-        self.log.push(Entry::Records(Arc::new(batch)), &self.stop);
     }
 }
 
-/// What is missing before and inside a batch that should begin at `next`. Holes inside are told
-/// before the batch: what matters is that they are told.
-pub fn missing(
-    batch: &Batch,
-    next: RecordIndex,
-    knows_before: bool,
-    dense: bool,
-) -> Vec<(RecordIndex, RecordIndex)> {
-    let mut holes = Vec::new();
-    if !dense {
-        return holes;
-    }
-    if knows_before && batch.first() > next {
-        holes.push((next, batch.first().prev()));
-    }
+/// Part of what a source gave: records, or the place where some are missing.
+#[derive(Debug)]
+pub enum Piece {
+    /// Records without a hole.
+    Records(Batch),
+    /// Records of these indexes, both included, are gone.
+    Hole(RecordIndex, RecordIndex),
+}
+
+/// Takes a batch that should begin at `next` apart at its holes, in order. An MDT numbers its
+/// records without gaps if it is `dense`; the first record that it has may have any number unless
+/// `knows_before`.
+pub fn pieces(batch: Batch, next: RecordIndex, knows_before: bool, dense: bool) -> Vec<Piece> {
     let span = batch.last().get() - batch.first().get() + 1;
-    if span != batch.len() as u64 {
-        let mut expected = batch.first();
-        for record in batch.records() {
-            if record.index() > expected {
-                holes.push((expected, record.index().prev()));
-            }
-            expected = record.index().next();
-        }
+    let begins_late = dense && knows_before && batch.first() > next;
+    let has_holes = dense && span != batch.len() as u64;
+    let mut pieces = Vec::new();
+    if begins_late {
+        pieces.push(Piece::Hole(next, batch.first().prev()));
     }
-    holes
+    let mut rest = Some(batch);
+    while has_holes && let Some(batch) = rest.take() {
+        let mut expected = batch.first();
+        let hole = batch.records().find_map(|record| {
+            let before = std::mem::replace(&mut expected, record.index().next());
+            (record.index() > before).then(|| (before, record.index().prev()))
+        });
+        let Some((first, last)) = hole else {
+            rest = Some(batch);
+            break;
+        };
+        pieces.extend(batch.head_before(first).map(Piece::Records));
+        pieces.push(Piece::Hole(first, last));
+        rest = batch.tail_from(first);
+    }
+    pieces.extend(rest.map(Piece::Records));
+    pieces
 }
 
 /// An error with everything behind it, on one line.
@@ -561,6 +574,15 @@ mod tests {
         assert_eq!(run.until("a10"), ["lost 6-8", "a9", "a10"]);
         mdt.add(12..=12, "a");
         assert_eq!(run.until("a12"), ["lost 11-11", "a12"], "also while it is read");
+        mdt.change(|records| {
+            records.extend([13, 14, 17].map(|i| (i, format!("a{i}"))));
+        });
+        let got = run.until("a17");
+        assert_eq!(
+            got,
+            ["a13", "a14", "lost 15-16", "a17"],
+            "in the middle of a read: in its place"
+        );
     }
 
     #[test]
