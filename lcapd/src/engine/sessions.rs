@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use lcap_ffi::{RecordIndex, RecordType};
+use lcap_wire::RangeSet;
 use lcap_wire::control::{
     Ack, Clear, Delivery, Event, Fetch, From, HeartbeatReply, Hello, HelloReply, Op,
     ReaderDeregister, ReaderList, ReaderRegister, Reply, Request, SessionRef, Start, StartReply,
@@ -306,9 +307,11 @@ impl Engine {
         let had = session.had;
         let ranges = op.ranges.iter().map(|&(a, b)| (RecordIndex::new(a), RecordIndex::new(b)));
         if let Some(queue) = self.queue_mut(stream_at, mdt) {
+            let mut set = RangeSet::new();
             for (first, last) in ranges {
-                queue.ack(op.session, first, last);
+                set.insert(first, last);
             }
+            queue.ack(op.session, &set);
             self.dispatch(stream_at, mdt);
             return Ok(());
         }
