@@ -325,7 +325,7 @@ impl Engine {
         streams: Vec<StreamSetup>,
         saved: &Saved,
     ) -> Self {
-        let mdts: Vec<Mdt> = mdts
+        let mut mdts: Vec<Mdt> = mdts
             .into_iter()
             .map(|setup| {
                 let state = saved.mdts.get(setup.name.as_str()).cloned().unwrap_or_default();
@@ -334,7 +334,11 @@ impl Engine {
             })
             .collect();
         let streams = streams.into_iter().map(|setup| Stream::restore(setup, &mdts, saved));
-        let streams = streams.collect();
+        let streams: Vec<Stream> = streams.collect();
+        for (at, mdt) in mdts.iter_mut().enumerate() {
+            let allowed = floor(streams.iter().map(|stream| stream.need(at)));
+            mdt.retention.was_allowed(allowed.unwrap_or_default());
+        }
         Self {
             settings,
             mdts,

@@ -125,7 +125,9 @@ pub enum StoreError {
 /// The open store.
 #[derive(Debug)]
 pub struct Store {
-    db: Database,
+    path: PathBuf,
+    /// None after a failed commit: redb then refuses everything until the file is opened again.
+    db: Option<Database>,
 }
 
 fn commit_error(error: impl Into<redb::Error>) -> StoreError {
@@ -151,122 +153,126 @@ impl Store {
             }
             Err(error) => return Err(failed(error.into())),
         };
-        let store = Self { db };
-        let found = store.prepare().map_err(|e| failed(e.into()))?;
+        let found = prepare(&db).map_err(|e| failed(e.into()))?;
         if found > SCHEMA {
             return Err(StoreError::Newer { path, found });
         }
-        let saved = store.load().map_err(failed)?;
-        Ok((store, saved))
-    }
-
-    fn prepare(&self) -> Result<u64, redb::Error> {
-        let tx = self.db.begin_write()?;
-        let found = {
-            let mut meta = tx.open_table(META)?;
-            let found = meta.get("schema")?.map(|v| v.value());
-            if found.is_none() {
-                meta.insert("schema", SCHEMA)?;
-            }
-            tx.open_table(MDTS)?;
-            tx.open_table(TAILS)?;
-            tx.open_table(STREAMS)?;
-            tx.open_table(READERS)?;
-            tx.open_table(WATERMARKS)?;
-            found.unwrap_or(SCHEMA)
-        };
-        tx.commit()?;
-        Ok(found)
-    }
-
-    fn load(&self) -> Result<Saved, Box<dyn std::error::Error + Send + Sync>> {
-        let tx = self.db.begin_read()?;
-        let mut saved = Saved::default();
-        for row in tx.open_table(MDTS)?.iter()? {
-            let (key, value) = row?;
-            saved.mdts.insert(key.value().to_owned(), serde_json::from_slice(value.value())?);
-        }
-        for row in tx.open_table(TAILS)?.iter()? {
-            let (key, value) = row?;
-            let tail: Vec<(u64, u32)> = serde_json::from_slice(value.value())?;
-            let tail = tail.into_iter().map(|(index, crc)| (RecordIndex::new(index), crc));
-            saved.tails.insert(key.value().to_owned(), tail.collect());
-        }
-        for row in tx.open_table(STREAMS)?.iter()? {
-            let (key, value) = row?;
-            if let Some((stream, mdt)) = key.value().split_once('\0') {
-                let key = (stream.to_owned(), mdt.to_owned());
-                saved.streams.insert(key, RecordIndex::new(value.value()));
-            }
-        }
-        for row in tx.open_table(READERS)?.iter()? {
-            let (key, value) = row?;
-            if let Some((stream, reader)) = key.value().split_once('\0') {
-                let key = (stream.to_owned(), reader.to_owned());
-                saved.readers.insert(key, serde_json::from_slice(value.value())?);
-            }
-        }
-        for row in tx.open_table(WATERMARKS)?.iter()? {
-            let (key, value) = row?;
-            let mut parts = key.value().splitn(3, '\0').map(str::to_owned);
-            if let (Some(stream), Some(reader), Some(mdt)) =
-                (parts.next(), parts.next(), parts.next())
-            {
-                let index = RecordIndex::new(value.value());
-                saved.watermarks.insert((stream, reader, mdt), index);
-            }
-        }
-        Ok(saved)
+        let saved = load(&db).map_err(failed)?;
+        Ok((Self { path, db: Some(db) }, saved))
     }
 
     /// Writes all of `changes` or nothing; returns when it is on disk.
     ///
     /// # Errors
     /// If it could not be written (a full disk, say); it may be tried again.
-    pub fn commit(&self, changes: &[Change]) -> Result<(), StoreError> {
-        let tx = self.db.begin_write().map_err(commit_error)?;
-        self.apply(&tx, changes).map_err(commit_error)?;
-        tx.commit().map_err(commit_error)
-    }
-
-    fn apply(&self, tx: &redb::WriteTransaction, changes: &[Change]) -> Result<(), redb::Error> {
-        let json = |value: &dyn erased::Json| value.bytes();
-        let mut mdts = tx.open_table(MDTS)?;
-        let mut tails = tx.open_table(TAILS)?;
-        let mut streams = tx.open_table(STREAMS)?;
-        let mut readers = tx.open_table(READERS)?;
-        let mut watermarks = tx.open_table(WATERMARKS)?;
-        for change in changes {
-            match change {
-                Change::Mdt(mdt, state) => {
-                    mdts.insert(mdt.as_str(), json(state).as_slice())?;
-                }
-                Change::Tail(mdt, tail) => {
-                    let tail: Vec<(u64, u32)> =
-                        tail.iter().map(|(index, crc)| (index.get(), *crc)).collect();
-                    tails.insert(mdt.as_str(), json(&tail).as_slice())?;
-                }
-                Change::Stream(stream, mdt, index) => {
-                    streams.insert(format!("{stream}\0{mdt}").as_str(), index.get())?;
-                }
-                Change::Reader((stream, reader), state) => {
-                    let key = format!("{stream}\0{reader}");
-                    readers.insert(key.as_str(), json(state).as_slice())?;
-                }
-                Change::ReaderGone((stream, reader)) => {
-                    let key = format!("{stream}\0{reader}");
-                    readers.remove(key.as_str())?;
-                    let (from, to) = (format!("{key}\0"), format!("{key}\u{1}"));
-                    watermarks.retain_in(from.as_str()..to.as_str(), |_, _| false)?;
-                }
-                Change::Watermark((stream, reader), mdt, index) => {
-                    let key = format!("{stream}\0{reader}\0{mdt}");
-                    watermarks.insert(key.as_str(), index.get())?;
-                }
-            }
-        }
+    pub fn commit(&mut self, changes: &[Change]) -> Result<(), StoreError> {
+        let db = match self.db.take() {
+            Some(db) => db,
+            None => Database::create(&self.path).map_err(commit_error)?,
+        };
+        let tx = db.begin_write().map_err(commit_error)?;
+        apply(&tx, changes).map_err(commit_error)?;
+        tx.commit().map_err(commit_error)?;
+        self.db = Some(db);
         Ok(())
     }
+}
+
+fn prepare(db: &Database) -> Result<u64, redb::Error> {
+    let tx = db.begin_write()?;
+    let found = {
+        let mut meta = tx.open_table(META)?;
+        let found = meta.get("schema")?.map(|v| v.value());
+        if found.is_none() {
+            meta.insert("schema", SCHEMA)?;
+        }
+        tx.open_table(MDTS)?;
+        tx.open_table(TAILS)?;
+        tx.open_table(STREAMS)?;
+        tx.open_table(READERS)?;
+        tx.open_table(WATERMARKS)?;
+        found.unwrap_or(SCHEMA)
+    };
+    tx.commit()?;
+    Ok(found)
+}
+
+fn load(db: &Database) -> Result<Saved, Box<dyn std::error::Error + Send + Sync>> {
+    let tx = db.begin_read()?;
+    let mut saved = Saved::default();
+    for row in tx.open_table(MDTS)?.iter()? {
+        let (key, value) = row?;
+        saved.mdts.insert(key.value().to_owned(), serde_json::from_slice(value.value())?);
+    }
+    for row in tx.open_table(TAILS)?.iter()? {
+        let (key, value) = row?;
+        let tail: Vec<(u64, u32)> = serde_json::from_slice(value.value())?;
+        let tail = tail.into_iter().map(|(index, crc)| (RecordIndex::new(index), crc));
+        saved.tails.insert(key.value().to_owned(), tail.collect());
+    }
+    for row in tx.open_table(STREAMS)?.iter()? {
+        let (key, value) = row?;
+        if let Some((stream, mdt)) = key.value().split_once('\0') {
+            let key = (stream.to_owned(), mdt.to_owned());
+            saved.streams.insert(key, RecordIndex::new(value.value()));
+        }
+    }
+    for row in tx.open_table(READERS)?.iter()? {
+        let (key, value) = row?;
+        if let Some((stream, reader)) = key.value().split_once('\0') {
+            let key = (stream.to_owned(), reader.to_owned());
+            saved.readers.insert(key, serde_json::from_slice(value.value())?);
+        }
+    }
+    for row in tx.open_table(WATERMARKS)?.iter()? {
+        let (key, value) = row?;
+        let mut parts = key.value().splitn(3, '\0').map(str::to_owned);
+        if let (Some(stream), Some(reader), Some(mdt)) = (parts.next(), parts.next(), parts.next())
+        {
+            let index = RecordIndex::new(value.value());
+            saved.watermarks.insert((stream, reader, mdt), index);
+        }
+    }
+    Ok(saved)
+}
+
+fn apply(tx: &redb::WriteTransaction, changes: &[Change]) -> Result<(), redb::Error> {
+    let json = |value: &dyn erased::Json| value.bytes();
+    let mut mdts = tx.open_table(MDTS)?;
+    let mut tails = tx.open_table(TAILS)?;
+    let mut streams = tx.open_table(STREAMS)?;
+    let mut readers = tx.open_table(READERS)?;
+    let mut watermarks = tx.open_table(WATERMARKS)?;
+    for change in changes {
+        match change {
+            Change::Mdt(mdt, state) => {
+                mdts.insert(mdt.as_str(), json(state).as_slice())?;
+            }
+            Change::Tail(mdt, tail) => {
+                let tail: Vec<(u64, u32)> =
+                    tail.iter().map(|(index, crc)| (index.get(), *crc)).collect();
+                tails.insert(mdt.as_str(), json(&tail).as_slice())?;
+            }
+            Change::Stream(stream, mdt, index) => {
+                streams.insert(format!("{stream}\0{mdt}").as_str(), index.get())?;
+            }
+            Change::Reader((stream, reader), state) => {
+                let key = format!("{stream}\0{reader}");
+                readers.insert(key.as_str(), json(state).as_slice())?;
+            }
+            Change::ReaderGone((stream, reader)) => {
+                let key = format!("{stream}\0{reader}");
+                readers.remove(key.as_str())?;
+                let (from, to) = (format!("{key}\0"), format!("{key}\u{1}"));
+                watermarks.retain_in(from.as_str()..to.as_str(), |_, _| false)?;
+            }
+            Change::Watermark((stream, reader), mdt, index) => {
+                let key = format!("{stream}\0{reader}\0{mdt}");
+                watermarks.insert(key.as_str(), index.get())?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Serialising plain structs cannot fail; one place says so.
@@ -295,7 +301,7 @@ mod tests {
     #[test]
     fn what_was_committed_is_there_again() {
         let dir = tempfile::tempdir().unwrap();
-        let (store, saved) = Store::open(dir.path()).unwrap();
+        let (mut store, saved) = Store::open(dir.path()).unwrap();
         assert_eq!(saved, Saved::default());
         let mdt = MdtState { cleared: 7, generation: 1, rewinds: vec![3] };
         let tail = vec![(RecordIndex::new(7), 9)];
@@ -326,7 +332,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (store, _) = Store::open(dir.path()).unwrap();
         assert!(matches!(Store::open(dir.path()), Err(StoreError::InUse { .. })));
-        let tx = store.db.begin_write().unwrap();
+        let tx = store.db.as_ref().unwrap().begin_write().unwrap();
         tx.open_table(META).unwrap().insert("schema", SCHEMA + 1).unwrap();
         tx.commit().unwrap();
         drop(store);

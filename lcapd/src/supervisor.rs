@@ -441,7 +441,7 @@ fn start_publisher(
 /// Commits what has gathered, one transaction at a time. Ends when the engine is gone.
 fn start_store(
     outlet: &mut Stage,
-    store: Store,
+    mut store: Store,
     commits: Receiver<Vec<Change>>,
     outcomes: Sender<Outcome>,
     waker: Waker,

@@ -4,3 +4,4 @@
 
 mod captures;
 mod commands;
+mod faults;

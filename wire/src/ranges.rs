@@ -74,6 +74,23 @@ impl RangeSet {
         }
     }
 
+    /// Takes out `first..=last`.
+    pub fn remove(&mut self, first: RecordIndex, last: RecordIndex) {
+        let (first, last) = (first.get(), last.get());
+        while let Some((&start, &end)) = self.ranges.range(..=last).next_back() {
+            if end < first || first > last {
+                break;
+            }
+            self.ranges.remove(&start);
+            if end > last {
+                self.ranges.insert(last + 1, end);
+            }
+            if start < first {
+                self.ranges.insert(start, first - 1);
+            }
+        }
+    }
+
     /// Whether `index` is in it.
     pub fn contains(&self, index: RecordIndex) -> bool {
         let below = self.ranges.range(..=index.get()).next_back();
@@ -115,6 +132,7 @@ mod tests {
         Insert(u64, u64),
         RemoveUpto(u64),
         RemoveFrom(u64),
+        Remove(u64, u64),
     }
 
     fn op() -> impl Strategy<Value = Op> {
@@ -122,6 +140,8 @@ mod tests {
             6 => (0u64..60, 0u64..12).prop_map(|(a, n)| Op::Insert(a, a + n)),
             1 => (0u64..60).prop_map(Op::RemoveUpto),
             1 => (0u64..60).prop_map(Op::RemoveFrom),
+            2 => (0u64..60, 0u64..20).prop_map(|(a, n)| Op::Remove(a, a + n)),
+            1 => (1u64..60).prop_map(|a| Op::Remove(a, a - 1)),
         ]
     }
 
@@ -138,6 +158,10 @@ mod tests {
                     Op::RemoveUpto(a) => {
                         set.remove_upto(RecordIndex::new(a));
                         model.retain(|&i| i > a);
+                    }
+                    Op::Remove(a, b) => {
+                        set.remove(RecordIndex::new(a), RecordIndex::new(b));
+                        model.retain(|&i| i < a || i > b);
                     }
                     Op::RemoveFrom(a) => {
                         set.remove_from(RecordIndex::new(a));

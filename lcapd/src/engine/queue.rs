@@ -9,6 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use lcap_ffi::RecordIndex;
+use lcap_wire::RangeSet;
 
 /// Number of a session.
 pub type SessionId = u64;
@@ -171,9 +172,11 @@ impl<P> Queue<P> {
         }
     }
 
-    /// A member is done with `first..=last`, as far as it holds them.
-    pub fn ack(&mut self, session: SessionId, first: RecordIndex, last: RecordIndex) {
+    /// A member is done with these, as far as it holds them. (All at once: an acknowledgement may
+    /// be of thousands of ranges, a member may hold thousands of batches.)
+    pub fn ack(&mut self, session: SessionId, ranges: &RangeSet) {
         let Some(member) = self.members.get_mut(&session) else { return };
+        let Some(last) = ranges.last() else { return };
         let mut settled = Vec::new();
         for &id in &member.held {
             let Some(entry) = self.outstanding.get_mut(&id) else { continue };
@@ -181,10 +184,13 @@ impl<P> Queue<P> {
                 continue;
             }
             let indexes = &entry.batch.indexes;
-            let acked = |&at: &u32| {
-                indexes.get(at as usize).is_some_and(|index| (first..=last).contains(index))
-            };
+            let acked =
+                |&at: &u32| indexes.get(at as usize).is_some_and(|index| ranges.contains(*index));
+            let before = entry.open.len();
             entry.open.retain(|at| !acked(at));
+            if entry.open.len() == before {
+                continue;
+            }
             self.lowest.remove(&(entry.lowest, id));
             match entry.find_lowest() {
                 Some(lowest) => {
@@ -359,6 +365,12 @@ mod tests {
 
     use super::*;
 
+    fn range(first: RecordIndex, last: RecordIndex) -> RangeSet {
+        let mut range = RangeSet::new();
+        range.insert(first, last);
+        range
+    }
+
     fn ix(index: u64) -> RecordIndex {
         RecordIndex::new(index)
     }
@@ -386,15 +398,15 @@ mod tests {
         queue.advance(ix(8));
         let sent: Vec<_> = std::iter::from_fn(|| queue.dispatch()).map(|d| d.session).collect();
         assert_eq!(sent, [1, 2, 1, 2]);
-        queue.ack(2, ix(3), ix(4));
+        queue.ack(2, &range(ix(3), ix(4)));
         assert_eq!(queue.watermark(), ix(0), "1 and 2 are open");
-        queue.ack(2, ix(1), ix(2));
+        queue.ack(2, &range(ix(1), ix(2)));
         assert_eq!(queue.watermark(), ix(0), "member 2 does not hold them");
-        queue.ack(1, ix(1), ix(1));
+        queue.ack(1, &range(ix(1), ix(1)));
         assert_eq!(queue.watermark(), ix(1));
-        queue.ack(1, ix(2), ix(8));
+        queue.ack(1, &range(ix(2), ix(8)));
         assert_eq!(queue.watermark(), ix(6), "7 and 8 are with member 2");
-        queue.ack(2, ix(1), ix(8));
+        queue.ack(2, &range(ix(1), ix(8)));
         assert_eq!((queue.watermark(), queue.bytes()), (ix(8), 0));
     }
 
@@ -408,9 +420,9 @@ mod tests {
         queue.push(batch(0, &[5]));
         queue.advance(ix(5));
         while queue.dispatch().is_some() {}
-        queue.ack(1, ix(2), ix(2));
+        queue.ack(1, &range(ix(2), ix(2)));
         queue.leave(1);
-        queue.ack(1, ix(1), ix(5));
+        queue.ack(1, &range(ix(1), ix(5)));
         assert_eq!(queue.watermark(), ix(0), "too late");
         queue.join(2);
         queue.credit(2, 9);
@@ -436,7 +448,7 @@ mod tests {
         let first = queue.dispatch().unwrap();
         assert_eq!(first.session, 1);
         assert_eq!(queue.dispatch(), None);
-        queue.ack(1, ix(1), ix(2));
+        queue.ack(1, &range(ix(1), ix(2)));
         assert_eq!(queue.dispatch().map(|d| d.session), Some(2));
     }
 
@@ -534,13 +546,13 @@ mod tests {
                             .filter(|(_, who)| **who == session).map(|(&i, _)| i).collect();
                         held.sort_unstable();
                         if let Some(&index) = held.get(nth) {
-                            queue.ack(session, ix(index), ix(index));
+                            queue.ack(session, &range(ix(index), ix(index)));
                             open.remove(&index);
                             holder.remove(&index);
                         }
                     }
                     Step::AckRange { session, first, n } => {
-                        queue.ack(session, ix(first), ix(first + n));
+                        queue.ack(session, &range(ix(first), ix(first + n)));
                         for index in first..=first + n {
                             if holder.get(&index) == Some(&session) {
                                 open.remove(&index);
@@ -562,7 +574,7 @@ mod tests {
             let mut rest = BTreeSet::new();
             while let Some(d) = queue.dispatch() {
                 rest.extend(indexes_of(&queue, d.batch));
-                queue.ack(9, ix(0), ix(u64::MAX));
+                queue.ack(9, &range(ix(0), ix(u64::MAX)));
             }
             prop_assert_eq!(rest, open.keys().copied().collect::<BTreeSet<_>>());
             prop_assert_eq!(queue.watermark(), ix(next - 1));

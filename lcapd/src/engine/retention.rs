@@ -47,6 +47,8 @@ pub fn floor(needs: impl IntoIterator<Item = Need>) -> Option<RecordIndex> {
 pub struct Retention {
     policy: ClearPolicy,
     cleared: RecordIndex,
+    /// An earlier life may have cleared up to here without noting it.
+    maybe_cleared: RecordIndex,
     in_flight: Option<RecordIndex>,
     last_clear: Option<Now>,
     not_before: Option<Now>,
@@ -61,7 +63,15 @@ const MAX_PAUSE: Duration = Duration::from_secs(60);
 impl Retention {
     /// For an MDT that was cleared up to `cleared` in an earlier life.
     pub fn new(policy: ClearPolicy, cleared: RecordIndex) -> Self {
-        Self { policy, cleared, in_flight: None, last_clear: None, not_before: None, failures: 0 }
+        Self {
+            policy,
+            cleared,
+            maybe_cleared: cleared,
+            in_flight: None,
+            last_clear: None,
+            not_before: None,
+            failures: 0,
+        }
     }
 
     /// The MDT has confirmed that it may forget up to here.
@@ -71,7 +81,13 @@ impl Retention {
 
     /// The MDT has forgotten up to here, or may at any moment.
     pub fn given_up(&self) -> RecordIndex {
-        self.in_flight.map_or(self.cleared, |upto| upto.max(self.cleared))
+        self.in_flight.unwrap_or_default().max(self.cleared).max(self.maybe_cleared)
+    }
+
+    /// An earlier life, which may have been killed between a clear and the note of it, was allowed
+    /// to clear up to here.
+    pub fn was_allowed(&mut self, upto: RecordIndex) {
+        self.maybe_cleared = self.maybe_cleared.max(upto);
     }
 
     /// The index to clear now, if any; it counts as in flight until [`Self::done`] or
@@ -129,6 +145,7 @@ impl Retention {
     /// Indexes from `from` on are issued again; what was cleared of them is void.
     pub fn rewind(&mut self, from: RecordIndex) {
         self.cleared = self.cleared.min(from.prev());
+        self.maybe_cleared = self.maybe_cleared.min(from.prev());
     }
 }
 

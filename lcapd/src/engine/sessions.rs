@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use lcap_ffi::{RecordIndex, RecordType};
 use lcap_filter::Filter;
+use lcap_wire::RangeSet;
 use lcap_wire::control::{
     Ack, Clear, Delivery, Event, Fetch, From, HeartbeatReply, Hello, HelloReply, Op,
     ReaderDeregister, ReaderList, ReaderRegister, Reply, Request, SessionRef, Start, StartReply,
@@ -368,9 +369,11 @@ impl Engine {
         let had = session.had;
         let ranges = op.ranges.iter().map(|&(a, b)| (RecordIndex::new(a), RecordIndex::new(b)));
         if let Some(queue) = self.queue_mut(stream_at, mdt) {
+            let mut set = RangeSet::new();
             for (first, last) in ranges {
-                queue.ack(op.session, first, last);
+                set.insert(first, last);
             }
+            queue.ack(op.session, &set);
             self.dispatch(stream_at, mdt);
             return Ok(());
         }

@@ -3,7 +3,6 @@
 
 use std::time::Instant;
 
-use lcap_ffi::RecordIndex;
 use lcap_wire::RangeSet;
 use lcap_wire::control::{
     Ack, Clear, Delivery, Fetch, Hello, HelloReply, Op, Reply, Request, SessionRef, Start,
@@ -259,8 +258,8 @@ impl<B: AsRef<[u8]>> Protocol<B> {
             Pending::ReaderAck(upto) if reply.ok => self.confirmed = self.confirmed.max(upto),
             Pending::MemberAck(sent) if reply.ok => {
                 for (first, last) in sent.iter() {
-                    remove_range(&mut self.acked, first, last);
-                    remove_range(&mut self.held, first, last);
+                    self.acked.remove(first, last);
+                    self.held.remove(first, last);
                 }
             }
             Pending::ReaderAck(_) | Pending::MemberAck(_) => {
@@ -310,15 +309,5 @@ impl<B: AsRef<[u8]>> Protocol<B> {
             return self.restart("the server cannot start a session now", now);
         }
         self.fail(self.refused(reply));
-    }
-}
-
-/// Takes `first..=last` out of `set`.
-fn remove_range(set: &mut RangeSet, first: RecordIndex, last: RecordIndex) {
-    let mut above = set.clone();
-    above.remove_upto(last);
-    set.remove_from(first);
-    for (a, b) in above.iter() {
-        set.insert(a, b);
     }
 }
