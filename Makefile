@@ -30,9 +30,9 @@ setup:           ## install the system packages that build and tests need (apt-g
 setup-build:
 	@packaging/setup.sh build
 
-build: setup-build examples  ## release binaries, libraries and modules in target/release
+build: examples  ## release binaries, libraries and modules in target/release
 
-rust:
+rust: setup-build
 	$(CARGO) build --workspace --locked $(CARGO_PROFILE)
 
 # The C example and the C module. The loader looks for the library by its soname.
