@@ -30,9 +30,9 @@ setup:           ## install the system packages that build and tests need (apt-g
 setup-build:
 	@packaging/setup.sh build
 
-build: setup-build examples  ## release binaries, libraries and modules in target/release
+build: examples  ## release binaries, libraries and modules in target/release
 
-rust:
+rust: setup-build
 	$(CARGO) build --workspace --locked $(CARGO_PROFILE)
 
 # The C example and the C module. The loader looks for the library by its soname.
@@ -49,10 +49,12 @@ test: setup      ## everything that must pass before a change goes in
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 	$(MAKE) --no-print-directory examples PROFILE=debug
 	$(CARGO) test --workspace --locked
-	@if $(CARGO) deny --version >/dev/null 2>&1; then $(MAKE) --no-print-directory deny; else \
-		echo 'licences and advisories not checked: cargo install cargo-deny --locked'; fi
+	@if $(CARGO) deny --version >/dev/null 2>&1; then \
+		$(CARGO) deny --locked check --hide-inclusion-graph licenses bans sources; \
+	else echo 'licences of dependencies not checked: no cargo-deny here'; fi
 
-deny:            ## check licences, sources and advisories of the dependencies (needs cargo-deny)
+# Compiling cargo-deny takes longer than all tests, and advisories need the network.
+deny:            ## check licences, sources and advisories of dependencies (cargo install cargo-deny)
 	$(CARGO) deny --locked check
 
 demo: build      ## a daemon with simulated MDTs and three clients; proves that nothing is lost

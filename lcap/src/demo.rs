@@ -30,7 +30,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, Subcommand};
 use lcap_wire::control::{From, Status};
-use lcapclient::Control;
+use lcapclient::{ClientError, Control};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use scene::{BROADCAST, Scene};
@@ -110,19 +110,13 @@ fn play(scene: &Scene, mut show: Show, interrupted: &AtomicBool) -> Result<Verdi
             command.arg("--config").arg(scene.config());
         })?;
     let mut control = Control::new(&control_uri, None, Duration::from_secs(1))?;
-    let since = Instant::now();
-    while let Err(error) = control.hello(None, None) {
-        lcapd.check()?;
-        if since.elapsed() > ANSWER || interrupted.load(Ordering::Relaxed) {
-            return Err(error).with_context(|| format!("lcapd is silent{}", lcapd.last_words()));
-        }
-    }
-    let mut control = Control::new(&control_uri, None, ANSWER)?;
+    ask(&mut lcapd, interrupted, || control.hello(None, None))?;
     let started = Instant::now();
 
     // Before any client: nothing is cleared unless a reader or member has acknowledged it.
+    let mut patient = Control::new(&control_uri, None, ANSWER)?;
     for reader in scene.readers() {
-        control.register(BROADCAST, reader, Vec::new(), From::Oldest)?;
+        patient.register(BROADCAST, reader, Vec::new(), From::Oldest)?;
     }
     let counts = Counts::default();
     let mut clients = start_clients(scene, &counts)?;
@@ -135,12 +129,8 @@ fn play(scene: &Scene, mut show: Show, interrupted: &AtomicBool) -> Result<Verdi
     let mut delivered_after = None;
     let (mut moved, mut before) = (Instant::now(), (0, 0, 0));
     let status = loop {
-        if interrupted.load(Ordering::Relaxed) {
-            bail!("interrupted");
-        }
-        lcapd.check()?;
         clients.iter_mut().try_for_each(|client| client.process.check())?;
-        let status = control.status()?;
+        let status = ask(&mut lcapd, interrupted, || control.status())?;
         let now = counts.lock().unwrap_or_else(PoisonError::into_inner).clone();
         show.progress(started.elapsed(), scene, &status, &now);
         if delivered_after.is_none() && scene.all_delivered(&now) {
@@ -167,6 +157,30 @@ fn play(scene: &Scene, mut show: Show, interrupted: &AtomicBool) -> Result<Verdi
     let mut verdict = Verdict::new(scene, &status, &counts, seconds);
     verdict.look_into_logs(scene)?;
     Ok(verdict)
+}
+
+/// Asks lcapd, for as long as it lives, nobody interrupts, and [`ANSWER`] is not over. To be used with
+/// what may be asked twice, and a connection that gives up soon.
+fn ask<T>(
+    lcapd: &mut Process,
+    interrupted: &AtomicBool,
+    mut question: impl FnMut() -> Result<T, ClientError>,
+) -> Result<T> {
+    let since = Instant::now();
+    loop {
+        if interrupted.load(Ordering::Relaxed) {
+            bail!("interrupted");
+        }
+        lcapd.check()?;
+        match question() {
+            Ok(answer) => return Ok(answer),
+            Err(error) if since.elapsed() > ANSWER => {
+                let last_words = lcapd.last_words();
+                return Err(error).with_context(|| format!("lcapd is silent{last_words}"));
+            }
+            Err(_) => {}
+        }
+    }
 }
 
 /// A client process and the thread that takes what it prints.
