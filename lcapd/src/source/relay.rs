@@ -52,7 +52,15 @@ impl Upstream for RelayUpstream {
             .timeout(TIMEOUT)
             .connect()
             .map_err(|error| failed("open", &self.endpoint, error))?;
-        Ok(Box::new(RelaySource { client, endpoint: self.endpoint.clone(), n_gaps: 0, next: from }))
+        Ok(Box::new(RelaySource {
+            client,
+            endpoint: self.endpoint.clone(),
+            mdt: self.mdt.clone(),
+            n_gaps: 0,
+            next: from,
+            end_wanted: true,
+            end: None,
+        }))
     }
 
     /// Policies of the other lcapd may have dropped records; it tells what is lost.
@@ -101,8 +109,22 @@ fn failed(action: &'static str, endpoint: &str, error: ClientError) -> SourceErr
 struct RelaySource {
     client: Client,
     endpoint: String,
+    mdt: MdtName,
     n_gaps: u64,
     next: RecordIndex,
+    end_wanted: bool,
+    /// The newest index when the end was asked for last.
+    end: Option<RecordIndex>,
+}
+
+impl RelaySource {
+    /// Asks the other lcapd for the newest index that it has read. What the session knows of it is
+    /// older than that. `None` if it does not answer: then nothing is said of the end.
+    fn find_end(&self) -> Option<RecordIndex> {
+        let status = Control::new(&self.endpoint, None, TIMEOUT).ok()?.status().ok()?;
+        let mdt = status.mdts.iter().find(|mdt| mdt.name == self.mdt.as_str())?;
+        Some(RecordIndex::new(mdt.read_index))
+    }
 }
 
 impl ChangelogSource for RelaySource {
@@ -134,7 +156,14 @@ impl ChangelogSource for RelaySource {
         let fd = self.client.fd().map_err(|error| failed("wait for", &self.endpoint, error))?;
         let on = WaitFor::Readable(fd.as_fd().as_raw_fd());
         self.next = self.next.max(RecordIndex::new(stats.last_index).next());
-        let at_end = stats.head_index != 0 && self.next.get() > stats.head_index;
+        if std::mem::take(&mut self.end_wanted) {
+            self.end = self.find_end();
+        }
+        let at_end = self.end.is_some_and(|end| self.next > end);
         Ok(ReadOutcome::Wait { on, at_end })
+    }
+
+    fn ask_end(&mut self) {
+        self.end_wanted = true;
     }
 }
