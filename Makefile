@@ -19,7 +19,7 @@ C_WARNINGS := -Wall -Wextra -Werror
 POLICIES := $(filter-out sdk,$(patsubst policies/%/Cargo.toml,%,$(wildcard policies/*/Cargo.toml)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-build build rust examples test deny demo install clean
+.PHONY: help setup setup-build build rust examples test deny soak demo install clean
 
 help:            ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 18
@@ -56,6 +56,11 @@ test: setup      ## everything that must pass before a change goes in
 # Compiling cargo-deny takes longer than all tests, and advisories need the network.
 deny:            ## check licences, sources and advisories of dependencies (cargo install cargo-deny)
 	$(CARGO) deny --locked check
+
+MINUTES ?= 10
+soak: setup      ## kill, stop and cut things for MINUTES=10; ends with a line that says whether anything was lost
+	$(CARGO) build --workspace --locked --release
+	$(CARGO) run --locked --release -p lcap-tests --bin lcap-soak -- --minutes $(MINUTES)
 
 demo: build      ## a daemon with simulated MDTs and three clients; proves that nothing is lost
 	$(OUT)/lcap demo

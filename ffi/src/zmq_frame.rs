@@ -57,3 +57,30 @@ pub fn send_shared(
     unsafe { zmq_sys::zmq_msg_close(ptr::from_mut(&mut message)) };
     Err(error)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The published `zmq-sys` would build its own libzmq, without it.
+    #[test]
+    fn the_system_libzmq_is_linked_and_has_curve() {
+        assert_eq!(zmq::has("curve"), Some(true));
+        assert!(zmq::CurveKeyPair::new().is_ok());
+    }
+
+    #[test]
+    fn shared_bytes_arrive_and_are_given_back() {
+        let context = zmq::Context::new();
+        let (mut a, b) = (context.socket(zmq::PAIR).unwrap(), context.socket(zmq::PAIR).unwrap());
+        b.bind("inproc://frame").unwrap();
+        a.connect("inproc://frame").unwrap();
+        let bytes: Arc<Vec<u8>> = Arc::new(vec![7; 1000]);
+        send_shared(&mut a, Arc::<Vec<u8>>::clone(&bytes) as _, 0).unwrap();
+        let received = b.recv_msg(0).unwrap();
+        assert_eq!(received.as_ptr(), bytes.as_ptr(), "not copied");
+        assert_eq!(*received, **bytes);
+        drop(received);
+        assert_eq!(Arc::strong_count(&bytes), 1);
+    }
+}

@@ -5,3 +5,4 @@
 mod captures;
 mod commands;
 mod faults;
+mod relay;

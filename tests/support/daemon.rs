@@ -87,6 +87,14 @@ impl Setup {
         self
     }
 
+    /// An MDT that is a stream of another lcapd on TCP, read as its reader `reader`.
+    #[must_use]
+    pub fn relayed(self, name: &str, upstream: &Self, stream: &str, reader: &str) -> Self {
+        let host_port = upstream.control.trim_start_matches("tcp://");
+        // The user is a line of the same table.
+        self.mdt(name, &format!("lcap://{host_port}/{stream}\"\nuser = \"{reader}"))
+    }
+
     /// A broadcast stream, with further lines.
     #[must_use]
     pub fn broadcast(self, name: &str, more: &str) -> Self {
