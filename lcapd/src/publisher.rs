@@ -72,7 +72,6 @@ pub fn socket(context: &zmq::Context, send_limit: i32) -> Result<zmq::Socket, zm
     let socket = context.socket(zmq::XPUB)?;
     socket.set_linger(0)?;
     socket.set_sndhwm(send_limit)?;
-    socket.set_ipv6(true)?;
     // Every subscription is told, also one that another client has already: a hello proves it live.
     socket.set_xpub_verbose(true)?;
     // A subscription is a topic; nobody has business sending more than that.

@@ -160,7 +160,6 @@ pub fn router(context: &zmq::Context, send_limit: i32) -> Result<zmq::Socket, zm
     socket.set_sndhwm(send_limit)?;
     socket.set_rcvhwm(1000)?;
     socket.set_router_mandatory(true)?;
-    socket.set_ipv6(true)?;
     socket.set_maxmsgsize(i64::try_from(MAX_MESSAGE_BYTES).unwrap_or(i64::MAX))?;
     Ok(socket)
 }

@@ -150,6 +150,8 @@ pub fn check(config: &Config) -> Result<()> {
 }
 
 fn bind(socket: &zmq::Socket, endpoint: &str, what: &str) -> Result<String> {
+    // With IPv6 on, IPv4 addresses are shown in a form that nobody recognises.
+    socket.set_ipv6(endpoint.contains('['))?;
     socket.bind(endpoint).with_context(|| format!("cannot bind {what} to {endpoint}"))?;
     let bound = socket.get_last_endpoint().ok().and_then(Result::ok);
     Ok(bound.unwrap_or_else(|| endpoint.to_owned()))
