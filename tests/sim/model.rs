@@ -21,7 +21,7 @@ impl Policy {
     pub(super) fn passes(self, index: u64) -> bool {
         match self {
             Self::None => true,
-            Self::Shuffle => index % 5 != 0,
+            Self::Shuffle => !index.is_multiple_of(5),
         }
     }
 }

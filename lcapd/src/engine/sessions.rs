@@ -124,9 +124,7 @@ impl Engine {
     }
 
     fn answer_when_on_disk(&mut self, peer: &Peer, id: Option<u64>, now: Now) -> Option<Reply> {
-        if id.is_none() {
-            return None;
-        }
+        id?;
         let nothing_to_write = self.dirty.changes.is_empty() && self.dirty.in_flight.is_none();
         if nothing_to_write {
             return Some(done(id));
