@@ -146,6 +146,8 @@ impl Session {
                     Ok(())
                 }
                 Output::Deliver(item) => {
+                    // First, so that whoever has the item sees what it did to the counters.
+                    self.inbox.set_counters(self.protocol.counters());
                     self.inbox.push(item);
                     Ok(())
                 }
