@@ -343,7 +343,9 @@ impl Server {
     ) {
         for effect in self.engine.take_effects() {
             match effect {
-                Effect::Send(peer, bytes) => self.send_control(&peer, &bytes),
+                Effect::Send(peer, bytes) => {
+                    self.send_control(&peer, &bytes);
+                }
                 Effect::StartCatchUp { session, start } => {
                     match self.catch_ups.start(session, start) {
                         Ok(handle) => {
@@ -462,13 +464,11 @@ impl Server {
             }
             Item::Live { sequence, low } => {
                 let live = Event::Live { session, sequence, low: low.get() };
-                self.send_control(&peer, &live.encode());
-                false
+                self.send_last(session, &peer, &live, now)
             }
             Item::End { low } => {
                 let end = Event::End { session, low: low.get() };
-                self.send_control(&peer, &end.encode());
-                false
+                self.send_last(session, &peer, &end, now)
             }
             Item::Failed(why) => {
                 self.engine.lose_session(session, libc::ESTALE, &why, now);
@@ -546,7 +546,16 @@ impl Server {
         send_shared(socket, body, 0)
     }
 
-    fn send_control(&mut self, peer: &Peer, bytes: &[u8]) {
+    /// Ends a catch-up. A client that cannot be told would wait for ever: its session is over.
+    fn send_last(&mut self, session: u64, peer: &Peer, event: &Event, now: Now) -> bool {
+        if !self.send_control(peer, &event.encode()) {
+            self.engine.lose_session(session, libc::ENOBUFS, "cannot send to client", now);
+        }
+        false
+    }
+
+    /// False if it could not be sent.
+    fn send_control(&mut self, peer: &Peer, bytes: &[u8]) -> bool {
         let socket = &mut self.sockets[peer.socket];
         let sent = socket.send(peer.identity.as_slice(), zmq::SNDMORE | zmq::DONTWAIT);
         let sent = sent.and_then(|()| {
@@ -557,7 +566,9 @@ impl Server {
         });
         if let Err(error) = sent {
             debug!(%error, "client is gone or does not read; its session will expire");
+            return false;
         }
+        true
     }
 
     fn sleep(&mut self, started: Instant, ready: &BTreeSet<u64>) {

@@ -304,7 +304,7 @@ impl<B: AsRef<[u8]>> Protocol<B> {
     }
 
     fn on_start_refused(&mut self, reply: &Reply, now: Instant) {
-        let passing = [libc::ESTALE, libc::EAGAIN, libc::EBUSY];
+        let passing = [libc::ESTALE, libc::EAGAIN, libc::EBUSY, libc::EUSERS];
         if reply.errno.is_some_and(|errno| passing.contains(&errno)) {
             return self.restart("the server cannot start a session now", now);
         }
