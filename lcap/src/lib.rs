@@ -2,5 +2,4 @@
 #![forbid(unsafe_code)]
 
 pub mod record;
-pub mod scratch;
 pub mod sim;

@@ -6,7 +6,6 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use crate::scratch::Scratch;
 use anyhow::{Context, bail};
 use lcap_ffi::device::poll_any;
 use lcap_ffi::{MdtName, RecordIndex, record};
@@ -63,7 +62,7 @@ pub fn run(args: &RecordArgs) -> anyhow::Result<()> {
 pub fn record(args: &RecordArgs, stop: BorrowedFd<'_>) -> anyhow::Result<u64> {
     let (uri, mdt) = names(args)?;
     // Sources that play an MDT begin anew for us, and forget it.
-    let scratch = Scratch::new().context("cannot create a temporary directory")?;
+    let scratch = tempfile::tempdir().context("cannot create a temporary directory")?;
     let result = (|| {
         let upstream = uri.upstream(&mdt, None, scratch.path())?;
         let mut source = upstream.open(RecordIndex::new(args.from))?;

@@ -25,7 +25,6 @@ use lcap_ffi::MdtName;
 use lcapd::source::emulated::Rate;
 use lcapd::source::sim::{SimMdt, SimOptions};
 
-use crate::scratch::Scratch;
 use server::Server;
 
 /// Arguments of `lcap sim`.
@@ -79,7 +78,7 @@ pub fn run(args: &SimArgs) -> anyhow::Result<()> {
 pub struct Simulation {
     server: Server,
     /// Where the state lies if nobody asked for it to be kept.
-    _scratch: Option<Scratch>,
+    _scratch: Option<tempfile::TempDir>,
 }
 
 /// Mounts what the arguments say.
@@ -93,7 +92,7 @@ pub fn mount(args: &SimArgs) -> anyhow::Result<Simulation> {
     let (scratch, state_dir) = match &args.state {
         Some(dir) => (None, dir.clone()),
         None => {
-            let scratch = Scratch::new().context("cannot create a temporary directory")?;
+            let scratch = tempfile::tempdir().context("cannot create a temporary directory")?;
             let path = scratch.path().to_owned();
             (Some(scratch), path)
         }
