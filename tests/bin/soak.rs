@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use lcap_tests::campaign::{Plan, run};
+use lcap_tests::programs::program;
 use lcap_tests::sim;
 
 /// Kills, stops and cuts off lcapd and its clients, and runs schedules of the simulation beside it.
@@ -38,11 +39,11 @@ struct Args {
 
 fn main() -> ExitCode {
     let args = Args::parse();
+    let client = program("lcap-journal-client"); // which may take a while the first time
     let started = Instant::now();
     let total =
         Duration::from_secs(args.seconds.unwrap_or(args.minutes * 60)).max(Duration::from_secs(8));
     let seed = args.seed.unwrap_or_else(lcap_tests::journal::now);
-    let exe = std::env::current_exe().unwrap_or_default();
     let plan = Plan {
         // The end takes some time, too.
         chaos: total.saturating_sub((total / 4).min(Duration::from_secs(20))),
@@ -50,7 +51,7 @@ fn main() -> ExitCode {
         seed,
         n_mdts: args.mdts,
         rate: args.rate,
-        client: exe.with_file_name("lcap-journal-client"),
+        client,
         journals: args.journals.clone(),
     };
     eprintln!("soak: LCAP_SEED={seed}");

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-/// Path of a program of this workspace, `lcapd` or `lcap`.
+/// Path of a program of this workspace: `lcapd`, `lcap`, `lcap-journal-client`.
 ///
 /// Under cargo (`cargo test`, `cargo run`) they are brought up to date first, once per process.
 ///
@@ -31,16 +31,18 @@ fn build() {
     let Some(cargo) = std::env::var_os("CARGO") else { return };
     let dir = directory();
     let Some(target) = dir.parent() else { return };
-    let mut command = Command::new(cargo);
-    command.args(["build", "--quiet", "-p", "lcapd", "-p", "lcap", "-p", "lcap-policy-fifo"]);
-    command.arg("--target-dir").arg(target);
-    if dir.ends_with("release") {
-        command.arg("--release");
+    let programs: [&[&str]; 2] = [
+        &["-p", "lcapd", "-p", "lcap", "-p", "lcap-policy-fifo"],
+        &["-p", "lcap-tests", "--bin", "lcap-journal-client"],
+    ];
+    for what in programs {
+        let mut command = Command::new(&cargo);
+        command.args(["build", "--quiet"]).args(what).arg("--target-dir").arg(target);
+        if dir.ends_with("release") {
+            command.arg("--release");
+        }
+        command.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."));
+        let status = command.status();
+        assert!(status.is_ok_and(|status| status.success()), "cannot be built: {command:?}");
     }
-    command.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."));
-    let status = command.status();
-    assert!(
-        status.is_ok_and(|status| status.success()),
-        "cannot build lcapd and lcap: {command:?}"
-    );
 }
