@@ -224,11 +224,11 @@ mod tests {
             assert_eq!(fs::read(&path).unwrap(), content);
             let modified = source.metadata().unwrap().modified().unwrap();
             assert_eq!(fs::metadata(&path).unwrap().modified().unwrap(), modified);
-            assert_eq!(files(root.path()), [path.clone()]);
+            assert_eq!(files(root.path()), std::slice::from_ref(&path));
         }
         fs::write(path.with_file_name("0x123456789abcdef0:0xfedc0042:0x7.lov"), "x").unwrap();
         remove(root.path(), FID).unwrap();
-        assert_eq!(files(root.path()), [PathBuf::new(); 0]);
+        assert_eq!(files(root.path()), Vec::<PathBuf>::new());
         remove(root.path(), FID).unwrap();
         remove(root.path(), Fid { seq: 9, ..FID }).unwrap();
     }
