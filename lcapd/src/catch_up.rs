@@ -170,6 +170,9 @@ impl CatchUp {
             Phase::Past => self.read_on(),
             Phase::Barrier(answer) => match answer.try_recv() {
                 Ok(reply) => {
+                    if self.pipeline.merges() {
+                        self.pipeline.limit(reply.low);
+                    }
                     self.pipeline.want_end();
                     self.phase = Phase::Joining(reply);
                     Stepped::Again
@@ -237,7 +240,12 @@ impl CatchUp {
     /// Asks the live worker for a barrier.
     fn ask_live(&mut self) -> Stepped {
         let (reply, answer) = bounded(1);
-        if self.live.commands.send(Command::Barrier(reply, self.waker.clone())).is_err() {
+        // Where policies merge, what the live worker has not read yet may become part of a record
+        // that the client would take for one that it has had: it must have read as far as we have.
+        let merges = self.pipeline.merges();
+        let past = if merges { self.pipeline.next_index() } else { RecordIndex::ZERO };
+        let barrier = Command::Barrier { past, reply, waker: self.waker.clone() };
+        if self.live.commands.send(barrier).is_err() {
             return Stepped::Over; // lcapd stops
         }
         self.live.waker.wake();

@@ -8,6 +8,7 @@ use crossbeam_channel::{Receiver, Sender};
 use lcap_ffi::{MdtName, RecordIndex};
 use tracing::{debug, error};
 
+use crate::engine::NotCleared;
 use crate::log::{Entry, Gap, MdtLog};
 use crate::reader::{ReaderStats, chain};
 use crate::server::Outcome;
@@ -29,8 +30,8 @@ pub struct Clearer {
     pub stats: Arc<ReaderStats>,
     /// The MDT did not know our user when it was asked last.
     pub evicted: bool,
-    /// What to clear. It ends when the other side is dropped.
-    pub clears: Receiver<RecordIndex>,
+    /// What to clear, and the history that the index belongs to. It ends when the other side is dropped.
+    pub clears: Receiver<(RecordIndex, u16)>,
     /// What became of it.
     pub outcomes: Sender<Outcome>,
     /// Wakes the engine.
@@ -40,18 +41,33 @@ pub struct Clearer {
 impl Clearer {
     /// Clears as it is told, until there is nobody left to tell it.
     pub fn run(&mut self) {
-        while let Ok(upto) = self.clears.recv() {
-            let result = self.upstream.clear(upto);
-            match &result {
-                Err(error @ ClearError::NoUser { .. }) => self.tell_eviction(error),
-                Err(_) => {}
-                Ok(()) => self.evicted = false,
-            }
-            let result = result.map_err(|error| chain(&error));
+        while let Ok((upto, generation)) = self.clears.recv() {
+            let result = self.clear(upto, generation);
             debug!(mdt = %self.mdt, upto = upto.get(), ok = result.is_ok(), "cleared");
-            let _ = self.outcomes.send(Outcome::Cleared { mdt: self.mdt_at, upto, result });
+            let mdt = self.mdt_at;
+            let _ = self.outcomes.send(Outcome::Cleared { mdt, upto, generation, result });
             self.waker.wake();
         }
+    }
+
+    fn clear(&mut self, upto: RecordIndex, generation: u16) -> Result<(), NotCleared> {
+        // Things may have changed since this was asked for.
+        let stats = &self.stats;
+        let compared =
+            stats.compared.load(Ordering::Acquire) || stats.empty.load(Ordering::Acquire);
+        if !compared || self.log.head().1 != generation {
+            return Err(NotCleared::NotNow);
+        }
+        let result = self.upstream.clear(upto);
+        match &result {
+            Err(error @ ClearError::NoUser { .. }) => self.tell_eviction(error),
+            Err(_) => {}
+            Ok(()) => self.evicted = false,
+        }
+        if result.is_ok() {
+            self.log.set_gone(upto);
+        }
+        result.map_err(|error| NotCleared::Failed(chain(&error)))
     }
 
     /// Lustre has deregistered our user (it was idle for too long, or the MDT ran out of space, or

@@ -105,6 +105,8 @@ pub enum Effect {
         mdt: usize,
         /// Up to here, inclusive.
         upto: RecordIndex,
+        /// The history that the index belongs to.
+        generation: u16,
     },
     /// Ask a stream's policies up to where the MDT may be cleared; answered by
     /// [`Engine::policy_allows`].
@@ -133,6 +135,8 @@ pub struct CatchUpStart {
     pub from: RecordIndex,
     /// The client has had what lies right before it.
     pub continues: bool,
+    /// The history that these indexes belong to.
+    pub generation: u16,
     /// Join the live stream at the end.
     pub follow: bool,
     /// Which records the client wants.
@@ -163,6 +167,9 @@ pub struct StreamSetup {
     pub lanes: u16,
     /// Its policies have a say in clearing.
     pub policy_clears: bool,
+    /// Its policies make records of their own: under one index there may be another record each
+    /// time that they run ([`crate::policy::Chain::merges`]).
+    pub merges: bool,
     /// See [`crate::config::Stream`].
     pub max_idle: Duration,
     /// See [`crate::config::Stream`].
@@ -212,8 +219,21 @@ pub struct MdtNow {
     pub gaps: u64,
     /// The source has nothing more.
     pub at_end: bool,
+    /// It was found to be the log that was read before: its indexes mean what they meant.
+    pub compared: bool,
+    /// There is nothing in it to compare.
+    pub empty: bool,
     /// Why the source is away.
     pub trouble: Option<String>,
+}
+
+/// Why an MDT was not cleared.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NotCleared {
+    /// It is being opened again, or began a new history: it was not asked.
+    NotNow,
+    /// It said no.
+    Failed(String),
 }
 
 #[derive(Debug)]
@@ -221,6 +241,8 @@ struct Mdt {
     setup: MdtSetup,
     state: MdtState,
     retention: Retention,
+    /// To be cleared as soon as that is noted on disk.
+    to_clear: Option<RecordIndex>,
     now: MdtNow,
     /// The last clear was refused: Lustre does not know our user.
     clear_trouble: Option<String>,
@@ -326,20 +348,19 @@ impl Engine {
         streams: Vec<StreamSetup>,
         saved: &Saved,
     ) -> Self {
-        let mut mdts: Vec<Mdt> = mdts
+        let mdts: Vec<Mdt> = mdts
             .into_iter()
             .map(|setup| {
                 let state = saved.mdts.get(setup.name.as_str()).cloned().unwrap_or_default();
-                let retention = Retention::new(settings.clear, RecordIndex::new(state.cleared));
-                Mdt { setup, state, retention, now: MdtNow::default(), clear_trouble: None }
+                let (cleared, told) = (state.cleared, state.clearing);
+                let (cleared, told) = (RecordIndex::new(cleared), RecordIndex::new(told));
+                let retention = Retention::new(settings.clear, cleared, told);
+                let (now, to_clear, clear_trouble) = (MdtNow::default(), None, None);
+                Mdt { setup, state, retention, to_clear, now, clear_trouble }
             })
             .collect();
         let streams = streams.into_iter().map(|setup| Stream::restore(setup, &mdts, saved));
         let streams: Vec<Stream> = streams.collect();
-        for (at, mdt) in mdts.iter_mut().enumerate() {
-            let allowed = floor(streams.iter().map(|stream| stream.need(at)));
-            mdt.retention.was_allowed(allowed.unwrap_or_default());
-        }
         Self {
             settings,
             mdts,
@@ -365,8 +386,12 @@ impl Engine {
     pub fn start_of(&self, stream: usize, mdt: usize) -> RecordIndex {
         let index = self.streams.get(stream).and_then(|s| s.mdts.get(mdt));
         let persisted = index.map_or(RecordIndex::ZERO, |s| s.persisted);
-        let cleared = self.mdts.get(mdt).map_or(RecordIndex::ZERO, |m| m.retention.cleared());
-        persisted.max(cleared).next()
+        persisted.max(self.gone_of(mdt)).next()
+    }
+
+    /// The MDT has forgotten up to here, or may have.
+    pub fn gone_of(&self, mdt: usize) -> RecordIndex {
+        self.mdts.get(mdt).map_or(RecordIndex::ZERO, |m| m.retention.given_up())
     }
 
     /// The MDT's present history.
@@ -410,9 +435,11 @@ impl Engine {
         generation: u16,
     ) {
         let is_present = self.generation_of(mdt) == generation;
+        // What an older history says of indexes that were issued again comes anew.
+        let void_from = self.rewind_since(mdt, generation);
         let Some(queue) = self.queue_mut(stream, mdt) else { return };
         for batch in batches {
-            queue.push(batch);
+            queue.push(batch, void_from);
         }
         if is_present {
             queue.advance(low);
@@ -505,13 +532,33 @@ impl Engine {
                     *persisted = index;
                 }
             }
-            Change::Mdt(..) | Change::Tail(..) | Change::Reader(..) | Change::ReaderGone(..) => {}
+            Change::Mdt(name, state) => {
+                let Some(at) = mdt_at(&name) else { return };
+                let (mdt, generation) = (&mut self.mdts[at], state.generation);
+                let noted = |upto: &RecordIndex| {
+                    upto.get() <= state.clearing && generation == mdt.state.generation
+                };
+                if let Some(upto) = mdt.to_clear.take_if(|upto| noted(upto)) {
+                    self.effects.push(Effect::Clear { mdt: at, upto, generation });
+                }
+            }
+            Change::Tail(..) | Change::Reader(..) | Change::ReaderGone(..) => {}
         }
     }
 
-    /// What was to be cleared is cleared, or not.
-    pub fn cleared(&mut self, mdt: usize, upto: RecordIndex, result: Result<(), String>, now: Now) {
+    /// What was to be cleared is cleared, or not. `generation` is as in [`Effect::Clear`].
+    pub fn cleared(
+        &mut self,
+        mdt: usize,
+        upto: RecordIndex,
+        generation: u16,
+        result: Result<(), NotCleared>,
+        now: Now,
+    ) {
         let Some(entry) = self.mdts.get_mut(mdt) else { return };
+        if entry.state.generation != generation {
+            return; // the index means other records by now
+        }
         match result {
             Ok(()) => {
                 entry.retention.done(upto, now);
@@ -522,7 +569,8 @@ impl Engine {
                 let change = Change::Mdt(entry.setup.name.to_string(), entry.state.clone());
                 self.dirty.add(change, now);
             }
-            Err(error) => {
+            Err(NotCleared::NotNow) => entry.retention.put_off(),
+            Err(NotCleared::Failed(error)) => {
                 entry.retention.failed(now);
                 if entry.clear_trouble.as_ref() != Some(&error) {
                     warn!(mdt = %entry.setup.name, upto = upto.get(), error,
@@ -591,12 +639,24 @@ impl Engine {
                 });
             }
             let mdt = &mut self.mdts[mdt_at];
-            if !mdt.setup.clears {
+            // Until it is known that its indexes mean what they meant, nothing of it goes. But one
+            // that has nothing may be told again what it knows: a quiet MDT is to keep our user.
+            let again = mdt.now.empty && mdt.retention.given_up() == mdt.retention.cleared();
+            if !mdt.setup.clears || !(mdt.now.compared || again) {
                 continue;
             }
-            if let Some(upto) = mdt.retention.due(floor(needs), now) {
-                self.effects.push(Effect::Clear { mdt: mdt_at, upto });
+            let floor = floor(needs).filter(|_| mdt.now.compared);
+            let Some(upto) = mdt.retention.due(floor, now) else { continue };
+            let generation = mdt.state.generation;
+            if upto.get() <= mdt.state.clearing && upto == mdt.retention.cleared() {
+                // The same again, to be remembered by the MDT.
+                self.effects.push(Effect::Clear { mdt: mdt_at, upto, generation });
+                continue;
             }
+            mdt.state.clearing = upto.get();
+            mdt.to_clear = Some(upto);
+            let change = Change::Mdt(mdt.setup.name.to_string(), mdt.state.clone());
+            self.dirty.add(change, now);
         }
     }
 
@@ -654,6 +714,8 @@ impl Engine {
         mdt.state.rewinds.push(gap.first.get());
         mdt.retention.rewind(gap.first);
         mdt.state.cleared = mdt.retention.cleared().get();
+        mdt.state.clearing = mdt.retention.given_up().get();
+        mdt.to_clear = None;
         let name = mdt.setup.name.to_string();
         self.dirty.add(Change::Mdt(name.clone(), mdt.state.clone()), now);
         // What their clients say from now on may be of the history before: they start again, and
@@ -807,7 +869,9 @@ impl Stream {
         }
         for (name, reader) in &mut self.readers {
             let Some(position) = reader.positions.get_mut(mdt_at) else { continue };
-            position.settle(sent);
+            if !self.setup.merges {
+                position.settle(sent); // else what was dropped for others is not for this reader
+            }
             let Some(noted) = reader.noted.get_mut(mdt_at) else { continue };
             if *noted < position.watermark() {
                 *noted = position.watermark();

@@ -12,7 +12,7 @@ use std::time::Instant;
 use lcap_ffi::RecordIndex;
 
 use crate::batch::Batch;
-use crate::log::{Entry, Gap, Lookup, MdtLog, Place};
+use crate::log::{Entry, Found, Gap, Lookup, MdtLog, Place};
 use crate::reader::{Piece, pieces};
 use crate::source::{ChangelogSource, ReadOutcome, SourceError, Upstream, WaitFor};
 use crate::wake::Waker;
@@ -148,10 +148,20 @@ impl Follower {
         }
         loop {
             match &mut self.mode {
-                Mode::Lost => match self.log.find(self.next) {
-                    Some(serial) => self.mode = Mode::Memory(serial),
-                    None => {
+                Mode::Lost => match self.log.find(self.next, self.generation) {
+                    Found::At(serial) => self.mode = Mode::Memory(serial),
+                    Found::Rewound(gap) => return Ok(self.rewind(gap)),
+                    Found::Nowhere => {
                         self.place.detach();
+                        let (first, last) = (self.next, self.log.gone());
+                        if self.continues && first <= last {
+                            // The source might not tell: if nothing is left, it has no first record.
+                            let generation = self.generation;
+                            let gap = Gap { first, last, generation, rewinds: false };
+                            if let Some(step) = self.take(Entry::Gap(gap)) {
+                                return Ok(step);
+                            }
+                        }
                         self.mode = Mode::Source(self.upstream.open(self.next)?);
                     }
                 },
@@ -168,9 +178,10 @@ impl Follower {
                     }
                     Lookup::Dropped => self.mode = Mode::Lost,
                 },
-                Mode::Source(_) => match self.log.find(self.next) {
-                    Some(serial) => self.mode = Mode::Memory(serial),
-                    None => return self.read_source(),
+                Mode::Source(_) => match self.log.find(self.next, self.generation) {
+                    Found::At(serial) => self.mode = Mode::Memory(serial),
+                    Found::Rewound(gap) => return Ok(self.rewind(gap)),
+                    Found::Nowhere => return self.read_source(),
                 },
             }
         }
@@ -189,13 +200,24 @@ impl Follower {
                 self.continues = true;
                 Some(Step::Records(batch))
             }
+            // It began after that.
+            Entry::Gap(gap) if gap.rewinds && gap.generation <= self.generation => None,
             Entry::Gap(gap) => {
+                // A hole that was found in an earlier history is one in this one, too.
+                let gap = Gap { generation: gap.generation.max(self.generation), ..gap };
                 self.generation = gap.generation;
                 let resume = if gap.rewinds { gap.first } else { gap.last.next() };
                 self.next = if gap.rewinds { self.next.min(resume) } else { self.next.max(resume) };
                 Some(Step::Gap(gap))
             }
         }
+    }
+
+    /// A new history began while it was not in memory to see it.
+    fn rewind(&mut self, gap: Gap) -> Step {
+        self.mode = Mode::Lost;
+        self.pending.clear();
+        self.take(Entry::Gap(gap)).unwrap_or(Step::Head { at_end: false })
     }
 
     fn take_piece(&mut self, piece: Piece) -> Option<Step> {

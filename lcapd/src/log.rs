@@ -53,6 +53,8 @@ pub struct MdtLog {
     reader: Waker,
     /// Somebody wants to know the source's present end.
     end_wanted: AtomicBool,
+    /// The MDT has forgotten up to here.
+    gone: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -66,6 +68,8 @@ struct State {
     /// After the newest record that was read.
     next: RecordIndex,
     generation: u16,
+    /// Histories that began since the log did, and the first index of each.
+    rewinds: Vec<(u16, RecordIndex)>,
     /// The source had nothing more when it was asked last.
     at_end: bool,
     followers: Vec<Arc<Place>>,
@@ -78,6 +82,17 @@ pub struct Place {
     /// The reader may wait for it: it is in memory, and not waiting for its own consumers.
     attached: AtomicBool,
     waker: Waker,
+}
+
+/// Where a follower's place is.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Found {
+    /// In memory, at this serial.
+    At(u64),
+    /// Records from there on are no longer in memory.
+    Nowhere,
+    /// Its indexes are of an older history; this came since.
+    Rewound(Gap),
 }
 
 /// Answer to a follower.
@@ -105,11 +120,13 @@ impl MdtLog {
             covers_from: start,
             next: start,
             generation,
+            rewinds: Vec::new(),
             at_end: false,
             followers: Vec::new(),
         };
         let (state, moved) = (Mutex::new(state), Condvar::new());
-        Self { limit_bytes, state, moved, reader, end_wanted: AtomicBool::new(false) }
+        let (end_wanted, gone) = (AtomicBool::new(false), AtomicU64::new(0));
+        Self { limit_bytes, state, moved, reader, end_wanted, gone }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -142,6 +159,9 @@ impl MdtLog {
             }
             Entry::Gap(gap) => {
                 if gap.rewinds {
+                    state.forget_from(*gap);
+                    self.gone.fetch_min(gap.first.prev().get(), Ordering::AcqRel);
+                    state.rewinds.push((gap.generation, gap.first));
                     // From here on all of the new history lies in memory.
                     state.next = gap.first;
                     state.covers_from = state.covers_from.min(gap.first);
@@ -154,6 +174,16 @@ impl MdtLog {
         state.entries.push_back(entry);
         state.at_end = false;
         state.wake_all();
+    }
+
+    /// The MDT has forgotten everything up to `upto`.
+    pub fn set_gone(&self, upto: RecordIndex) {
+        self.gone.fetch_max(upto.get(), Ordering::AcqRel);
+    }
+
+    /// The MDT has forgotten everything up to here: who has to read it from there is too late.
+    pub fn gone(&self) -> RecordIndex {
+        RecordIndex::new(self.gone.load(Ordering::Acquire))
     }
 
     /// Says that the source has nothing more at present.
@@ -204,17 +234,24 @@ impl MdtLog {
     }
 
     /// Serial of the entry that holds the first record with an index of at least `from`, or of the
-    /// next entry to come if none does; `None` if records from there on are no longer in memory.
-    pub fn find(&self, from: RecordIndex) -> Option<u64> {
+    /// next entry to come if none does. `generation` is the history that `from` belongs to.
+    pub fn find(&self, from: RecordIndex, generation: u16) -> Found {
         let state = self.lock();
+        if generation != state.generation {
+            let since = state.rewinds.iter().filter(|(began, _)| *began > generation);
+            if let Some(first) = since.map(|&(_, first)| first).min() {
+                let (last, generation) = (RecordIndex::ZERO, state.generation);
+                return Found::Rewound(Gap { first, last, generation, rewinds: true });
+            }
+        }
         if from < state.covers_from {
-            return None;
+            return Found::Nowhere;
         }
         let mut at = state.entries.len();
         while let Some(entry) = at.checked_sub(1).and_then(|i| state.entries.get(i)) {
             let found = match entry {
                 Entry::Records(batch) => batch.last() < from,
-                // What lies before it is a history that was replaced.
+                // What lies before it is below `first`.
                 Entry::Gap(gap) => gap.rewinds && gap.first <= from,
             };
             if found {
@@ -222,7 +259,7 @@ impl MdtLog {
             }
             at -= 1;
         }
-        u64::try_from(at).ok().map(|at| state.base + at)
+        Found::At(state.base + at as u64)
     }
 
     /// The entry at `serial`. Small batches that lie there together come as one.
@@ -274,8 +311,8 @@ impl MdtLog {
                     found += batch.len();
                     batches.push(Arc::clone(batch));
                 }
-                Entry::Gap(gap) if !gap.rewinds => {}
-                Entry::Records(_) | Entry::Gap(_) => break,
+                Entry::Gap(_) => {} // what lies before it is of the present history, too
+                Entry::Records(_) => break,
             }
         }
         let records = batches.iter().rev().flat_map(|batch| batch.records());
@@ -322,6 +359,32 @@ impl State {
             if follower.serial.load(Ordering::Relaxed) <= self.base {
                 follower.detach();
             }
+        }
+    }
+
+    /// Records from `gap.first` on are void. Serials stay: what is taken out leaves the gap in its
+    /// place, which is no news to who has passed it already.
+    fn forget_from(&mut self, gap: Gap) {
+        for entry in self.entries.iter_mut().rev() {
+            let batch = match entry {
+                Entry::Records(batch) if batch.last() < gap.first => break,
+                Entry::Records(batch) => batch,
+                // A hole in what is void is none.
+                Entry::Gap(hole) if !hole.rewinds && hole.last >= gap.first => {
+                    let last = gap.first.prev();
+                    *hole = if hole.first < gap.first { Gap { last, ..*hole } } else { gap };
+                    continue;
+                }
+                Entry::Gap(_) => continue,
+            };
+            self.bytes = self.bytes.saturating_sub(batch.memory_bytes());
+            *entry = match batch.head_before(gap.first) {
+                Some(head) => {
+                    self.bytes += head.memory_bytes();
+                    Entry::Records(Arc::new(head))
+                }
+                None => Entry::Gap(gap),
+            };
         }
     }
 

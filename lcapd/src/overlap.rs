@@ -75,6 +75,16 @@ impl Overlap {
         self.from_the_beginning = true;
     }
 
+    /// Whether any record was found as it was known.
+    pub fn has_matched(&self) -> bool {
+        self.matched.is_some()
+    }
+
+    /// Whether the source was found to have nothing at all.
+    pub fn found_nothing(&self) -> bool {
+        self.from_the_beginning
+    }
+
     /// A record came from the source.
     pub fn see(&mut self, record: &Record<'_>) -> Verdict {
         let (index, crc) = digest(record);

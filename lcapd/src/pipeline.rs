@@ -101,6 +101,8 @@ pub struct Pipeline {
     low: RecordIndex,
     /// The history that what is sent now belongs to.
     generation: u16,
+    /// Nothing beyond is read.
+    limit: Option<RecordIndex>,
     started: Instant,
 }
 
@@ -110,12 +112,22 @@ impl Pipeline {
         let low = follower.next_index().prev();
         let (output, ready) = (ChainOutput::default(), VecDeque::new());
         let generation = follower.generation();
-        Self { follower, chain, output, ready, low, generation, started }
+        Self { follower, chain, output, ready, low, generation, limit: None, started }
     }
 
     /// The stream's policies.
     pub fn chain(&mut self) -> &mut Chain {
         &mut self.chain
+    }
+
+    /// Whether policies make records of their own.
+    pub fn merges(&self) -> bool {
+        self.chain.merges()
+    }
+
+    /// Nothing beyond `limit` is to come out, and nothing beyond it is to go into what does.
+    pub fn limit(&mut self, limit: RecordIndex) {
+        self.limit = Some(limit);
     }
 
     /// Records that policies hold.
@@ -181,6 +193,13 @@ impl Pipeline {
         }
         match self.follower.step()? {
             Step::Records(batch) => {
+                let within = match self.limit {
+                    Some(limit) if batch.last() > limit => {
+                        batch.head_before(limit.next()).map(Arc::new)
+                    }
+                    _ => Some(batch),
+                };
+                let Some(batch) = within else { return Ok(Poll::Moved) };
                 if self.chain.is_identity() {
                     self.low = batch.last();
                     return Ok(Poll::Message(self.whole(batch, self.low)));

@@ -15,7 +15,7 @@ use crate::follower::{REOPEN_PAUSE, sleep_on, trim};
 use crate::log::{Entry, Gap, MdtLog};
 use crate::overlap::{Digest, OVERLAP_RECORDS, Overlap, Verdict};
 use crate::server::Outcome;
-use crate::source::{ReadOutcome, SourceError, Upstream, WaitFor};
+use crate::source::{ChangelogSource, ReadOutcome, SourceError, Upstream, WaitFor};
 use crate::timeline::Timeline;
 use crate::wake::Waker;
 
@@ -41,6 +41,11 @@ pub struct ReaderStats {
     pub timeline: Timeline,
     /// The source has nothing more at present.
     pub at_end: AtomicBool,
+    /// It was found to be the log that was read before. Until then none of its records may be
+    /// cleared: their indexes may mean others than those that consumers are done with.
+    pub compared: AtomicBool,
+    /// It has no record at all to compare. Told what it was told before, it keeps our user.
+    pub empty: AtomicBool,
     /// Why there is nothing to read, if the source is away.
     trouble: Mutex<Option<String>>,
 }
@@ -86,7 +91,32 @@ pub struct Reader {
     pub stop: Arc<AtomicBool>,
 }
 
+/// A source that a reader has opened.
+#[derive(Debug)]
+pub struct Open {
+    source: Box<dyn ChangelogSource>,
+    place: Place,
+    buf: Vec<u8>,
+}
+
+/// What a step of a reader came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadStep {
+    /// There may be more to read.
+    Again,
+    /// Nothing to read until then.
+    Wait {
+        /// What to wait for.
+        on: WaitFor,
+        /// The source has nothing more.
+        at_end: bool,
+        /// Its log has had its day: to be opened again after the wait.
+        reopen: bool,
+    },
+}
+
 /// Where a reader is with a source that it has just opened.
+#[derive(Debug)]
 enum Place {
     /// It is compared with what is known; nothing new is taken yet.
     Comparing(Overlap),
@@ -101,6 +131,7 @@ impl Reader {
         while !self.stopped() {
             let started = Instant::now();
             let Err(error) = self.read_source() else { return };
+            self.stats.compared.store(false, Ordering::Release);
             self.stats.errors.fetch_add(1, Ordering::Relaxed);
             if started.elapsed() > MAX_BACKOFF {
                 backoff = MIN_BACKOFF; // it had worked for a while
@@ -120,45 +151,83 @@ impl Reader {
 
     /// Opens the source and reads it until it fails, or until told to stop.
     fn read_source(&mut self) -> Result<(), SourceError> {
+        let mut open = self.open()?;
+        while !self.stopped() {
+            let ReadStep::Wait { on, at_end, reopen } = self.step(&mut open)? else { continue };
+            self.wait(on, at_end);
+            if reopen {
+                open.source = self.upstream.open(self.log.head().0)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Opens the source a little before the place, to compare.
+    ///
+    /// # Errors
+    /// If it cannot be opened now.
+    pub fn open(&mut self) -> Result<Open, SourceError> {
+        self.stats.compared.store(false, Ordering::Release);
+        self.stats.empty.store(false, Ordering::Release);
         let known = match self.log.tail(OVERLAP_RECORDS) {
-            tail if tail.is_empty() => std::mem::take(&mut self.known),
+            tail if tail.is_empty() => self.known.clone(),
             tail => tail,
         };
         let overlap = Overlap::new(known);
         let (next, _) = self.log.head();
         let from = overlap.start().map_or(next, |start| start.min(next));
-        let mut source = self.upstream.open(from)?;
-        let mut place = Place::Comparing(overlap);
-        let mut buf = Vec::with_capacity(self.read_bytes);
-        while !self.stopped() {
-            if self.log.take_end_wanted() {
-                source.ask_end();
+        let source = self.upstream.open(from)?;
+        let buf = Vec::with_capacity(self.read_bytes);
+        Ok(Open { source, place: Place::Comparing(overlap), buf })
+    }
+
+    /// Reads once. Waits for nothing but a full log.
+    ///
+    /// # Errors
+    /// If the source fails; it is to be opened again then.
+    pub fn step(&mut self, open: &mut Open) -> Result<ReadStep, SourceError> {
+        let Open { source, place, buf } = open;
+        if self.log.take_end_wanted() {
+            source.ask_end();
+        }
+        let outcome = source.read(buf)?;
+        if self.stats.set_trouble(None) {
+            info!(mdt = %self.mdt, next = %self.log.head().0, "source is back");
+        }
+        let step = match outcome {
+            ReadOutcome::Bytes(_) => {
+                let batch = self.take_batch(buf)?;
+                let last = batch.last();
+                self.take(place, batch);
+                let (next, _) = self.log.head();
+                if next <= last && matches!(place, Place::Reading) {
+                    *source = self.upstream.open(next)?; // it goes on before what was just read
+                }
+                ReadStep::Again
             }
-            let outcome = source.read(&mut buf)?;
-            if self.stats.set_trouble(None) {
-                info!(mdt = %self.mdt, next = %self.log.head().0, "source is back");
+            ReadOutcome::Wait { at_end: true, .. } if self.see_end(place) == Verdict::Nothing => {
+                *source = self.upstream.open(RecordIndex::new(1))?;
+                ReadStep::Again
             }
-            match outcome {
-                ReadOutcome::Bytes(_) => {
-                    let batch = self.take_batch(&mut buf)?;
-                    self.take(&mut place, batch);
-                }
-                ReadOutcome::Wait { on, at_end } => {
-                    if at_end && self.see_end(&mut place) == Verdict::Nothing {
-                        source = self.upstream.open(RecordIndex::new(1))?;
-                        continue;
-                    }
-                    self.wait(on, at_end);
-                }
-                ReadOutcome::Lost { first, last } => self.tell_gap(first, last),
-                ReadOutcome::Ended => {
-                    self.see_end(&mut place);
-                    self.wait(WaitFor::Until(Instant::now() + REOPEN_PAUSE), true);
-                    source = self.upstream.open(self.log.head().0)?;
-                }
+            ReadOutcome::Wait { on, at_end } => ReadStep::Wait { on, at_end, reopen: false },
+            ReadOutcome::Lost { first, last } => {
+                self.tell_gap(first, last);
+                ReadStep::Again
+            }
+            ReadOutcome::Ended => {
+                self.see_end(place);
+                let on = WaitFor::Until(Instant::now() + REOPEN_PAUSE);
+                ReadStep::Wait { on, at_end: true, reopen: true }
+            }
+        };
+        match place {
+            Place::Reading => self.stats.compared.store(true, Ordering::Release),
+            Place::Comparing(overlap) => {
+                let at_end = matches!(step, ReadStep::Wait { at_end: true, .. });
+                self.stats.empty.store(at_end && overlap.found_nothing(), Ordering::Release);
             }
         }
-        Ok(())
+        Ok(step)
     }
 
     fn wait(&self, on: WaitFor, at_end: bool) {
@@ -191,7 +260,7 @@ impl Reader {
     }
 
     /// Nothing more is there: what does that say of the records that were known?
-    fn see_end(&self, place: &mut Place) -> Verdict {
+    fn see_end(&mut self, place: &mut Place) -> Verdict {
         let Place::Comparing(overlap) = place else { return Verdict::Same };
         let verdict = overlap.see_end();
         match verdict {
@@ -207,7 +276,7 @@ impl Reader {
     }
 
     /// Takes a batch in: what was known already is compared, the rest goes to the log.
-    fn take(&self, place: &mut Place, batch: Batch) {
+    fn take(&mut self, place: &mut Place, batch: Batch) {
         if let Place::Comparing(overlap) = place {
             let mut verdicts = batch.records().map(|record| overlap.see(&record));
             let decided = verdicts.find(|verdict| *verdict != Verdict::Open);
@@ -216,6 +285,13 @@ impl Reader {
                 None => {
                     // A known place may lie below what is known of it: an earlier life's.
                     return self.append(batch);
+                }
+                // Nothing was found as it was: what is not known any more may be others, too.
+                Some(Verdict::Differs(from))
+                    if !overlap.has_matched() && from > self.log.gone().next() =>
+                {
+                    *place = Place::Reading;
+                    return self.begin_history(self.log.gone().next());
                 }
                 Some(Verdict::Differs(from)) => {
                     *place = Place::Reading;
@@ -236,7 +312,7 @@ impl Reader {
     }
 
     /// From `first` on, the MDT's indexes mean other records than before.
-    fn begin_history(&self, first: RecordIndex) {
+    fn begin_history(&mut self, first: RecordIndex) {
         let (next, generation) = self.log.head();
         let generation = generation.wrapping_add(1);
         error!(
@@ -245,6 +321,7 @@ impl Reader {
              consumers are told, what is new is delivered"
         );
         let gap = Gap { first, last: RecordIndex::ZERO, generation, rewinds: true };
+        self.known.retain(|(index, _)| *index < first);
         // The engine first: nothing of the new history is to be settled by what is said of the old.
         let _ = self.outcomes.send(Outcome::Gap { mdt: self.mdt_at, gap });
         self.engine.wake();
@@ -355,7 +432,7 @@ mod tests {
 
     use super::*;
     use crate::log::Lookup;
-    use crate::source::{ChangelogSource, ClearError};
+    use crate::source::ClearError;
 
     /// An MDT that does what a real one was seen to do: loses transactions in a crash, counts from
     /// 1 again, purges records, and answers a restart with an error on every open descriptor.
@@ -537,6 +614,23 @@ mod tests {
         let Ok(Outcome::Gap { gap, .. }) = run.outcomes.try_recv() else { panic!("not told") };
         assert_eq!((gap.first, gap.generation, gap.rewinds), (RecordIndex::new(7), 1, true));
         assert_eq!(run.log.head(), (RecordIndex::new(9), 1));
+    }
+
+    #[test]
+    fn a_loss_beyond_what_is_remembered_goes_back_to_what_was_cleared() {
+        let mdt = FakeMdt::default();
+        mdt.add(1..=9, "a");
+        let run = &mut Run::start(&mdt, 1, Vec::new());
+        run.until("a9");
+        let known = run.log.tail(2); // 8 and 9
+        mdt.restart(|records| {
+            records.truncate(5);
+            records.extend((6..=9).map(|i| (i, format!("b{i}"))));
+        });
+        let mut second = Run::start(&run.mdt, 10, known);
+        let got = second.until("b9");
+        let want = ["again from 1-0", "a1", "a2", "a3", "a4", "a5", "b6", "b7", "b8", "b9"];
+        assert_eq!(got, want, "nothing was cleared");
     }
 
     #[test]

@@ -16,7 +16,7 @@ use tracing::{debug, warn};
 
 use crate::catch_up::{Handle, Item};
 use crate::engine::retention::Now;
-use crate::engine::{CatchUpStart, Effect, Engine, MdtNow, Peer, WorkerState};
+use crate::engine::{CatchUpStart, Effect, Engine, MdtNow, NotCleared, Peer, WorkerState};
 use crate::figures::{ServerStats, StreamFigures};
 use crate::health::StatusQuestions;
 use crate::log::{Gap, MdtLog};
@@ -46,8 +46,10 @@ pub enum Outcome {
         mdt: usize,
         /// Up to here.
         upto: RecordIndex,
+        /// The history that the index belongs to.
+        generation: u16,
         /// Done, or why not.
-        result: Result<(), String>,
+        result: Result<(), NotCleared>,
     },
     /// Of [`Effect::AskPolicy`].
     PolicyAllows {
@@ -92,7 +94,7 @@ pub struct MdtEnd {
     /// What was read last.
     pub log: Arc<MdtLog>,
     /// Its clearer.
-    pub clears: Sender<RecordIndex>,
+    pub clears: Sender<(RecordIndex, u16)>,
 }
 
 /// Starts catch-up threads.
@@ -200,7 +202,7 @@ impl Server {
             let now = started.elapsed();
             self.look_at_threads();
             let mut busy = self.take_requests(now);
-            busy |= self.take_queue_inputs();
+            busy |= self.take_queue_inputs(now);
             self.take_outcomes(now);
             self.answer_questions(now);
             self.engine.tick(now);
@@ -244,10 +246,13 @@ impl Server {
     /// Digests of what was read last go along, to compare with when lcapd starts again.
     fn commit(&self, mut changes: Vec<Change>) {
         for mdt in &self.mdts {
-            let moved = changes.iter().any(
-                |change| matches!(change, Change::Stream(_, name, _) if name == mdt.name.as_str()),
-            );
-            if moved {
+            let of_it = |change: &Change| match change {
+                Change::Stream(_, name, _) | Change::Watermark(_, name, _) => {
+                    name == mdt.name.as_str()
+                }
+                _ => false,
+            };
+            if changes.iter().any(of_it) {
                 let tail = mdt.log.tail(KEPT_DIGESTS);
                 changes.push(Change::Tail(mdt.name.to_string(), tail));
             }
@@ -263,6 +268,8 @@ impl Server {
                 records: stats.records.load(Ordering::Relaxed),
                 gaps: stats.gaps.load(Ordering::Relaxed),
                 at_end: stats.at_end.load(Ordering::Relaxed),
+                compared: stats.compared.load(Ordering::Acquire),
+                empty: stats.empty.load(Ordering::Acquire),
                 trouble: stats.trouble(),
             };
             self.engine.note_mdt(at, now);
@@ -329,7 +336,7 @@ impl Server {
     }
 
     /// True if there may be more.
-    fn take_queue_inputs(&mut self) -> bool {
+    fn take_queue_inputs(&mut self, now: Now) -> bool {
         let mut more = false;
         for stream in 0..self.workers.len() {
             for mdt in 0..self.workers[stream].len() {
@@ -342,6 +349,10 @@ impl Server {
                     worker.waker.wake(); // there is room again
                     match input {
                         QueueInput::Batches { batches, low, generation } => {
+                            if generation != self.engine.generation_of(mdt) {
+                                // The notice of a new history was sent before, and comes first.
+                                self.take_outcomes(now);
+                            }
                             self.engine.queue_input(stream, mdt, batches, low, generation);
                         }
                         QueueInput::Gap(gap) => self.tell_members(stream, mdt, &gap),
@@ -363,8 +374,8 @@ impl Server {
         while let Ok(outcome) = self.outcomes.try_recv() {
             match outcome {
                 Outcome::Committed(result) => self.engine.committed(result, now),
-                Outcome::Cleared { mdt, upto, result } => {
-                    self.engine.cleared(mdt, upto, result, now);
+                Outcome::Cleared { mdt, upto, generation, result } => {
+                    self.engine.cleared(mdt, upto, generation, result, now);
                 }
                 Outcome::PolicyAllows { stream, mdt, proposed, upto } => {
                     self.engine.policy_allows(stream, mdt, proposed, upto, now);
@@ -416,8 +427,8 @@ impl Server {
                     self.send_batch(&peer, stream, mdt, batch, sequence, redelivered);
                 }
                 Effect::Commit(changes) => self.commit(changes),
-                Effect::Clear { mdt, upto } => {
-                    let _ = self.mdts[mdt].clears.send(upto);
+                Effect::Clear { mdt, upto, generation } => {
+                    let _ = self.mdts[mdt].clears.send((upto, generation));
                 }
                 Effect::AskPolicy { stream, mdt, readers, offer, proposed } => {
                     self.ask_policy(stream, mdt, readers, offer, proposed);
@@ -536,7 +547,10 @@ impl Server {
             return;
         };
         let message = &batch.payload;
-        let mut header = Header { sequence, lane: batch.lane, ..message.header.clone() };
+        // What is open of an earlier history is so in the present one.
+        let generation = self.engine.generation_of(mdt);
+        let (lane, rest) = (batch.lane, message.header.clone());
+        let mut header = Header { sequence, lane, generation, ..rest };
         let body = if open.len() == batch.indexes.len() {
             message.body.share()
         } else {

@@ -32,6 +32,10 @@ const WATERMARKS: TableDefinition<'_, &str, u64> = TableDefinition::new("waterma
 pub struct MdtState {
     /// The MDT has confirmed that it may forget up to here.
     pub cleared: u64,
+    /// The MDT may have been told to forget up to here: noted before it is told, so that it is
+    /// never told less after a crash in between.
+    #[serde(default)]
+    pub clearing: u64,
     /// Its present history.
     pub generation: u16,
     /// For each generation after the first: the lowest index that it issued again.
@@ -303,7 +307,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (mut store, saved) = Store::open(dir.path()).unwrap();
         assert_eq!(saved, Saved::default());
-        let mdt = MdtState { cleared: 7, generation: 1, rewinds: vec![3] };
+        let mdt = MdtState { cleared: 7, clearing: 9, generation: 1, rewinds: vec![3] };
         let tail = vec![(RecordIndex::new(7), 9)];
         store
             .commit(&[

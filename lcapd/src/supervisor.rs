@@ -90,6 +90,10 @@ impl Modules {
         Chain::new(&self.0, mdt)
     }
 
+    fn merge(&self) -> bool {
+        self.0.iter().any(|(module, _)| !module.is_verbatim())
+    }
+
     fn have_a_say_in_clearing(&self) -> bool {
         self.0.iter().any(|(module, _)| module.has_clear())
     }
@@ -211,6 +215,7 @@ impl Daemon {
                 publish,
                 lanes: stream.lanes,
                 policy_clears: modules.have_a_say_in_clearing(),
+                merges: modules.merge(),
                 max_idle: stream.max_idle,
                 max_lag: stream.max_lag,
             });
@@ -252,6 +257,7 @@ impl Daemon {
             let waker = Waker::new()?;
             let generation = engine.generation_of(at);
             let log = MdtLog::new(budget.log_bytes, start, generation, waker.clone());
+            log.set_gone(engine.gone_of(at));
             let parts = MdtParts { name: mdt.name.clone(), upstream, log: Arc::new(log) };
             let stats = Arc::new(ReaderStats::default());
             stats.read_index.store(start.prev().get(), Ordering::Relaxed);
@@ -338,6 +344,7 @@ impl Daemon {
                     commands,
                     waker: waker.clone(),
                     stop: Arc::clone(&intake.stop),
+                    barriers: Vec::new(),
                     told_end: None,
                 };
                 intake.wakers.push(waker.clone());
@@ -523,12 +530,16 @@ struct CatchUpThreads {
 
 impl CatchUps for CatchUpThreads {
     fn start(&mut self, session: u64, start: CatchUpStart) -> Result<Handle, String> {
-        let CatchUpStart { stream, mdt, from, continues, follow, filter } = start;
+        let CatchUpStart { stream, mdt, from, continues, generation, follow, filter } = start;
         // Each thread holds a reference until it ends.
         if Arc::strong_count(&self.running) > MAX_CATCH_UPS {
             return Err(format!("{MAX_CATCH_UPS} clients are catching up already; try again"));
         }
         let parts = &self.mdts[mdt];
+        if parts.log.head().1 != generation {
+            // The reader thread and the engine learn of it one after the other.
+            return Err("the MDT begins a new history; try again".to_owned());
+        }
         let waker = Waker::new().map_err(|error| error.to_string())?;
         let chain = self.modules[stream].chain(&parts.name).map_err(|error| chain(&error))?;
         let follower = follower(parts, from, continues, self.budget, &waker);

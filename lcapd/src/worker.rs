@@ -86,7 +86,14 @@ impl Progress {
 #[derive(Debug)]
 pub enum Command {
     /// Send all that policies hold, then say where the stream is, and wake who asked.
-    Barrier(Sender<BarrierReply>, Waker),
+    Barrier {
+        /// Not before everything below this was read.
+        past: RecordIndex,
+        /// Takes the answer.
+        reply: Sender<BarrierReply>,
+        /// Wakes who asked.
+        waker: Waker,
+    },
     /// Ask the policies up to where the MDT may be cleared.
     ClearUpto {
         /// Registered readers and their watermarks.
@@ -216,6 +223,8 @@ pub struct Worker {
     pub waker: Waker,
     /// Set before the last wake.
     pub stop: Arc<AtomicBool>,
+    /// Barriers that were asked for and wait until it has read so far.
+    pub barriers: Vec<(RecordIndex, Sender<BarrierReply>, Waker)>,
     /// What a queue was told last of whether the source has nothing more.
     pub told_end: Option<bool>,
 }
@@ -251,6 +260,7 @@ impl Worker {
         if !self.obey() {
             return Stepped::Over;
         }
+        self.answer_barriers();
         let (on, at_end) = match self.pipeline.poll() {
             Ok(Poll::Message(message)) => {
                 self.told_end = None;
@@ -290,19 +300,8 @@ impl Worker {
     fn obey(&mut self) -> bool {
         loop {
             match self.commands.try_recv() {
-                Ok(Command::Barrier(reply, waker)) => {
-                    if let Err(error) = self.pipeline.flush() {
-                        error!(mdt = %self.mdt, stream = self.stream, error = chain(&error),
-                            "a policy failed");
-                    }
-                    while let Some(message) = self.pipeline.next_ready() {
-                        self.send(message);
-                    }
-                    self.note_low();
-                    let sequence = self.progress.sequence.load(Ordering::Relaxed);
-                    let (low, generation) = (self.pipeline.low(), self.pipeline.generation());
-                    let _ = reply.send(BarrierReply { sequence, low, generation });
-                    waker.wake();
+                Ok(Command::Barrier { past, reply, waker }) => {
+                    self.barriers.push((past, reply, waker));
                 }
                 Ok(Command::ClearUpto { readers, proposed, answer }) => {
                     (answer.0)(self.pipeline.chain().clear_upto(&readers, proposed));
@@ -310,6 +309,29 @@ impl Worker {
                 Err(TryRecvError::Empty) => return true,
                 Err(TryRecvError::Disconnected) => return false,
             }
+        }
+    }
+
+    /// Answers the barriers whose place it has reached.
+    fn answer_barriers(&mut self) {
+        let next = self.pipeline.next_index();
+        let stopped = self.progress.stopped.load(Ordering::Relaxed);
+        let reached = |(past, ..): &(RecordIndex, _, _)| *past <= next || stopped;
+        let (now, later) = std::mem::take(&mut self.barriers).into_iter().partition(reached);
+        self.barriers = later;
+        for (_, reply, waker) in now {
+            if let Err(error) = self.pipeline.flush() {
+                error!(mdt = %self.mdt, stream = self.stream, error = chain(&error),
+                    "a policy failed");
+            }
+            while let Some(message) = self.pipeline.next_ready() {
+                self.send(message);
+            }
+            self.note_low();
+            let sequence = self.progress.sequence.load(Ordering::Relaxed);
+            let (low, generation) = (self.pipeline.low(), self.pipeline.generation());
+            let _ = reply.send(BarrierReply { sequence, low, generation });
+            waker.wake();
         }
     }
 

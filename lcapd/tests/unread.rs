@@ -8,7 +8,7 @@ use lcap_ffi::RecordIndex;
 use lcap_wire::control::Delivery;
 use lcapd::engine::position::Sent;
 use lcapd::engine::retention::ClearPolicy;
-use lcapd::engine::{Effect, Engine, MdtSetup, Settings, StreamSetup, WorkerState};
+use lcapd::engine::{Effect, Engine, MdtNow, MdtSetup, Settings, StreamSetup, WorkerState};
 use lcapd::store::Saved;
 
 fn ix(index: u64) -> RecordIndex {
@@ -34,10 +34,13 @@ fn engine() -> Engine {
         publish: "ipc:///none".to_owned(),
         lanes: 1,
         policy_clears: true,
+        merges: false,
         max_idle: Duration::MAX,
         max_lag: u64::MAX,
     };
-    Engine::new(settings, vec![mdt], vec![stream], &Saved::default())
+    let mut engine = Engine::new(settings, vec![mdt], vec![stream], &Saved::default());
+    engine.note_mdt(0, MdtNow { compared: true, ..MdtNow::default() });
+    engine
 }
 
 /// Asks once, with so much delivered, and answers; gives what was offered and then cleared.
@@ -57,6 +60,8 @@ fn ask(engine: &mut Engine, delivered: u64, answer: u64) -> (Option<u64>, Option
             _ => {}
         }
     }
+    engine.tick(now + Duration::from_secs(1));
+    engine.committed(Ok(()), now + Duration::from_secs(1));
     let cleared = engine.take_effects().into_iter().find_map(|effect| match effect {
         Effect::Clear { upto, .. } => Some(upto.get()),
         _ => None,

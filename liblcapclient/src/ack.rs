@@ -44,6 +44,12 @@ impl ReaderAcks {
         }
     }
 
+    /// Everything that was handed out is cleared.
+    #[inline]
+    pub fn is_idle(&self) -> bool {
+        self.open.is_none()
+    }
+
     /// The MDT issued indexes from `first` on again: what was known of them does not count.
     pub fn rewind(&mut self, first: RecordIndex) {
         self.low = self.low.min(first.prev());
@@ -90,6 +96,11 @@ impl MemberAcks {
             settled.insert(first, last.min(upto));
         }
         self.open.remove_upto(upto);
+    }
+
+    /// What was handed out is void: it comes again.
+    pub fn forget(&mut self) {
+        (self.open, self.run) = (RangeSet::new(), None);
     }
 
     /// The MDT issued indexes from `first` on again: what was known of them does not count.

@@ -499,6 +499,9 @@ impl Client {
                 acks.clear(upto);
                 let so_far = self.current.as_ref().and_then(|batch| batch.low_so_far());
                 self.inbox.settle(acks.watermark(so_far));
+                if acks.is_idle() && self.current.as_ref().is_none_or(|batch| batch.n_left() == 0) {
+                    self.inbox.set_idle();
+                }
             }
             Acks::Member(acks) => {
                 self.inbox.with_settled_records(|settled| lock(acks).clear(upto, settled));
@@ -614,6 +617,11 @@ impl Client {
                 let settled = RecordIndex::new(self.inbox.settled().0);
                 self.inbox.enter_generation(generation, settled);
             }
+            Item::Life(life) => self.inbox.enter_life(life, || {
+                if let Acks::Member(acks) = &self.acks {
+                    lock(acks).forget();
+                }
+            }),
             Item::End => {
                 self.over = Some(Ok(()));
                 return Ok(false);

@@ -94,6 +94,9 @@ pub enum Item<B> {
     Low(RecordIndex),
     /// History of the MDT that the records from here on belong to, where that is no news.
     Generation(u16),
+    /// Of a queue: what was handed out before is void, it comes again and may stand for more. What
+    /// is settled from here on is of this life.
+    Life(u64),
     /// The present end. Nothing follows.
     End,
     /// The session is over for good. Nothing follows.
@@ -200,6 +203,10 @@ pub struct Protocol<B> {
     topic: String,
     subscriptions: u64,
     old_epoch: Option<u64>,
+    /// Epoch of the last session.
+    last_epoch: Option<u64>,
+    /// Grows whenever a queue's records that are held become void.
+    life: u64,
     kept: VecDeque<(Header, B)>,
     kept_bytes: usize,
     /// Bytes that wait for the application.
@@ -245,6 +252,8 @@ impl<B: AsRef<[u8]>> Protocol<B> {
             topic: String::new(),
             subscriptions: 0,
             old_epoch: None,
+            last_epoch: None,
+            life: 0,
             kept: VecDeque::new(),
             kept_bytes: 0,
             queued_bytes: 0,
@@ -537,6 +546,10 @@ impl<B: AsRef<[u8]>> Protocol<B> {
             self.out.push_back(Output::Deliver(Item::Generation(reply.generation)));
         }
         self.place.started(next, reply.generation);
+        if reply.merges {
+            self.forget(reply.delivery, reply.epoch);
+        }
+        self.last_epoch = Some(reply.epoch);
         let watermark = reply.watermark.unwrap_or_else(|| next.prev().get());
         self.confirmed = watermark;
         let heartbeat = Duration::from_millis(reply.heartbeat_ms.clamp(10, 3_600_000));
@@ -566,6 +579,22 @@ impl<B: AsRef<[u8]>> Protocol<B> {
                 let topic = reply.topic.as_ref().unwrap_or(&self.config.stream).clone();
                 self.subscribe(publish, &topic, reply.epoch, now);
             }
+        }
+    }
+
+    /// What was had of a stream whose policies merge, where they may have run anew since.
+    fn forget(&mut self, delivery: Delivery, epoch: u64) {
+        match delivery {
+            Delivery::Broadcast => self.place.forget(),
+            // Within an epoch, what a queue gives out again is what it was.
+            Delivery::Queue if self.last_epoch.is_some_and(|last| last != epoch) => {
+                self.held = RangeSet::new();
+                self.to_ack = RangeSet::new();
+                self.acked = RangeSet::new();
+                self.life += 1;
+                self.out.push_back(Output::Deliver(Item::Life(self.life)));
+            }
+            Delivery::Queue => {}
         }
     }
 

@@ -28,8 +28,9 @@ pub(crate) struct Inbox {
     /// Watermark that the application has settled, and the generation that it belongs to.
     settled: AtomicU64,
     settled_generation: AtomicU16,
-    /// Records of a queue that the application has settled since the session last looked.
-    settled_records: Mutex<RangeSet>,
+    /// Records of a queue that the application has settled since the session last looked, and in
+    /// which life.
+    settled_records: Mutex<(RangeSet, u64)>,
     /// Acknowledge now.
     flush: AtomicBool,
     counters: Mutex<Counters>,
@@ -46,6 +47,8 @@ struct State {
     consumed_bytes: usize,
     /// The session wants to know when the application takes something.
     throttled: bool,
+    /// The application has records that it has not cleared.
+    busy: bool,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -100,6 +103,18 @@ impl Inbox {
         }
     }
 
+    /// Everything up to `low` was delivered or dropped. If the application has nothing to clear, now
+    /// or soon, that much is settled: nobody calls for records that policies dropped. Only for a
+    /// reader, in the history that the application is in.
+    pub(crate) fn settle_dropped(&self, low: RecordIndex, generation: u16) {
+        let state = lock(&self.state);
+        let nothing_waits = state.items.iter().all(|item| matches!(item, Item::Low(_)));
+        let present = self.settled_generation.load(Ordering::Acquire) == generation;
+        if !state.busy && nothing_waits && present {
+            self.settled.fetch_max(low.get(), Ordering::AcqRel);
+        }
+    }
+
     /// Bytes that the application took since the last call; it calls back when it took more, if
     /// `throttled`.
     pub(crate) fn take_consumed(&self, throttled: bool) -> usize {
@@ -125,9 +140,10 @@ impl Inbox {
         (self.settled.load(Ordering::Acquire), generation)
     }
 
-    /// The queue's records that were settled since the last call.
-    pub(crate) fn take_settled_records(&self) -> RangeSet {
-        std::mem::take(&mut *lock(&self.settled_records))
+    /// The queue's records that were settled since the last call, and their life.
+    pub(crate) fn take_settled_records(&self) -> (RangeSet, u64) {
+        let mut settled = lock(&self.settled_records);
+        (std::mem::take(&mut settled.0), settled.1)
     }
 
     pub(crate) fn take_flush(&self) -> bool {
@@ -162,6 +178,7 @@ impl Inbox {
         let mut state = lock(&self.state);
         let item = state.items.pop_front()?;
         if let Item::Batch(batch) = &item {
+            state.busy = true;
             state.consumed_bytes += batch.buffer().len();
             // Nearly always every batch when there are few, every fourth or so when many.
             if state.throttled && (state.items.len() < 4 || state.items.len().is_multiple_of(4)) {
@@ -210,6 +227,11 @@ impl Inbox {
         self.settled.store(upto.get(), Ordering::Release);
     }
 
+    /// The application has cleared all that it was given.
+    pub(crate) fn set_idle(&self) {
+        lock(&self.state).busy = false;
+    }
+
     /// The application has arrived in a new generation of the MDT.
     pub(crate) fn enter_generation(&self, generation: u16, settled: RecordIndex) {
         self.settled.store(settled.get(), Ordering::Release);
@@ -218,7 +240,14 @@ impl Inbox {
 
     /// Changes the set of settled records of a queue.
     pub(crate) fn with_settled_records<T>(&self, body: impl FnOnce(&mut RangeSet) -> T) -> T {
-        body(&mut lock(&self.settled_records))
+        body(&mut lock(&self.settled_records).0)
+    }
+
+    /// What was settled before is void. `body` forgets what was handed out, at the same moment.
+    pub(crate) fn enter_life(&self, life: u64, body: impl FnOnce()) {
+        let mut settled = lock(&self.settled_records);
+        *settled = (RangeSet::new(), life);
+        body();
     }
 
     /// Asks the session to acknowledge now.

@@ -114,6 +114,11 @@ impl Place {
         self.generation = Some(generation);
     }
 
+    /// What was had above `low` may come again and stand for more.
+    pub fn forget(&mut self) {
+        self.had = RangeSet::new();
+    }
+
     /// The MDT issued indexes from `first` on again: what was had of them does not count.
     pub fn rewind(&mut self, first: RecordIndex, generation: u16) {
         self.had.remove_from(first);
@@ -197,6 +202,16 @@ mod tests {
         place.rewind(index(4), 1);
         assert_eq!(place.resume(), (4, Some(1)));
         assert_eq!(admitted(&mut place, 8, &[4, 5, 8]), [4, 5, 8]);
+    }
+
+    #[test]
+    fn what_stands_for_more_than_it_did_is_taken_again() {
+        let mut place = Place::new(0);
+        place.started(index(1), 0);
+        admitted(&mut place, 5, &[1, 2, 3, 4, 5, 8]);
+        place.forget();
+        assert_eq!(place.resume(), (6, Some(0)), "not what lies below `low`");
+        assert_eq!(admitted(&mut place, 9, &[5, 6, 8]), [6, 8]);
     }
 
     #[test]

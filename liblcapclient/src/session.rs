@@ -12,7 +12,7 @@ use crossbeam_channel::{Receiver, Sender};
 use lcap_ffi::process::with_signals_blocked;
 use lcap_ffi::received::Received;
 use lcap_ffi::zmq_monitor::stop_monitor;
-use lcap_wire::control::{Op, Reply};
+use lcap_wire::control::{Delivery, Op, Reply};
 use lcap_wire::frame::MAX_BODY_BYTES;
 
 use crate::client::{Config, Item, Output, Protocol, Source};
@@ -183,6 +183,11 @@ impl Session {
                 Output::Deliver(item) => {
                     // First the numbers: who has the item sees what they say of it.
                     self.inbox.set_counters(self.protocol.counters());
+                    if let Item::Low(low) = &item
+                        && self.protocol.delivery() == Some(Delivery::Broadcast)
+                    {
+                        self.inbox.settle_dropped(*low, self.protocol.generation());
+                    }
                     self.inbox.push(item);
                     Ok(())
                 }
@@ -375,9 +380,9 @@ impl Session {
     fn take_settled(&mut self) {
         let (upto, generation) = self.inbox.settled();
         self.protocol.settle_reader(upto, generation);
-        let records = self.inbox.take_settled_records();
+        let (records, life) = self.inbox.take_settled_records();
         if !records.is_empty() {
-            self.protocol.settle_member(&records);
+            self.protocol.settle_member(&records, life);
         }
         if self.inbox.take_flush() {
             self.protocol.flush(Instant::now());

@@ -32,6 +32,9 @@ struct Args {
     /// Records per second and MDT.
     #[arg(long, default_value_t = 2000)]
     rate: u64,
+    /// The lcapd that clients talk to reads another one, and both are killed.
+    #[arg(long)]
+    two_hops: bool,
     /// Where the journals stay; `lcap-check` reads them.
     #[arg(long)]
     journals: Option<PathBuf>,
@@ -51,6 +54,7 @@ fn main() -> ExitCode {
         seed,
         n_mdts: args.mdts,
         rate: args.rate,
+        two_hops: args.two_hops,
         client,
         journals: args.journals.clone(),
     };

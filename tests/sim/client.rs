@@ -11,6 +11,7 @@ use lcapclient::ack::{MemberAcks, ReaderAcks};
 use lcapclient::batch::Batch;
 use lcapclient::client::{Config, Item, Output, Protocol, Source};
 
+use super::mdt::{Identity, identities};
 use super::model::Life;
 
 /// Bytes of a message's body.
@@ -81,6 +82,7 @@ pub(super) struct Client {
     generation: u16,
     settled: RecordIndex,
     settled_records: RangeSet,
+    queue_life: u64,
 }
 
 impl Client {
@@ -105,6 +107,7 @@ impl Client {
             generation: 0,
             settled: RecordIndex::ZERO,
             settled_records: RangeSet::new(),
+            queue_life: 0,
         }
     }
 
@@ -178,11 +181,12 @@ impl Client {
     }
 
     /// Takes one record, as [`lcapclient::Client`] does. `None` if there is none now.
-    pub(super) fn take(&mut self, now: Instant) -> Option<RecordIndex> {
+    pub(super) fn take(&mut self, now: Instant) -> Option<(u64, Vec<Identity>)> {
         loop {
             if let Some(batch) = &mut self.current
-                && let Some((_, index)) = batch.next_range()
+                && let Some((range, index)) = batch.next_range()
             {
+                let taken = identities(&batch.buffer()[range]);
                 match &mut self.acks {
                     Acks::None => {}
                     Acks::Reader(acks) => acks.hand_out(index),
@@ -192,7 +196,7 @@ impl Client {
                     let low = batch.low();
                     self.consumed_upto(low);
                 }
-                return Some(index);
+                return Some(taken);
             }
             match self.inbox.pop_front()? {
                 Item::Batch(batch) => {
@@ -208,7 +212,11 @@ impl Client {
                 }
                 Item::Low(low) => self.consumed_upto(low),
                 Item::Gap(gap) => {
-                    let Some(generation) = gap.new_generation else { continue };
+                    let Some(generation) = gap.new_generation else {
+                        self.life.gone(gap.first.get(), gap.last.get());
+                        continue;
+                    };
+                    self.life.rewound(gap.first.get());
                     self.consumed.rewind(gap.first);
                     match &mut self.acks {
                         Acks::None => {}
@@ -219,6 +227,13 @@ impl Client {
                     self.generation = generation;
                 }
                 Item::Generation(generation) => self.generation = generation,
+                Item::Life(life) => {
+                    self.queue_life = life;
+                    self.settled_records = RangeSet::new();
+                    if let Acks::Member(acks) = &mut self.acks {
+                        acks.forget();
+                    }
+                }
                 Item::End => self.over = Some("the end".to_owned()),
                 Item::Failed(error) => self.over = Some(error.to_string()),
                 Item::Trouble(_) => {}
@@ -230,6 +245,15 @@ impl Client {
         match &mut self.acks {
             Acks::Reader(acks) => acks.consumed(low),
             _ => self.consumed.consumed(low),
+        }
+        // As the library's inbox does for records that policies dropped.
+        let idle = match &self.acks {
+            Acks::None => self.has_reader,
+            Acks::Reader(acks) => acks.is_idle(),
+            Acks::Member(_) => false,
+        };
+        if idle {
+            self.settled = self.settled.max(low);
         }
     }
 
@@ -251,7 +275,7 @@ impl Client {
         self.protocol.settle_reader(self.settled.get(), self.generation);
         let records = std::mem::take(&mut self.settled_records);
         if !records.is_empty() {
-            self.protocol.settle_member(&records);
+            self.protocol.settle_member(&records, self.queue_life);
         }
     }
 

@@ -12,17 +12,18 @@ use lcap_ffi::{MdtName, RecordIndex};
 use lcap_wire::control::{Delivery, Event, Reply, Request};
 use lcap_wire::frame::{parse_hello_topic, topic};
 use lcap_wire::{Flags, Header, Kind};
-use lcapd::batch::Batch;
 use lcapd::catch_up::{CatchUp, Handle, Item, LiveWorker, Notify};
 use lcapd::engine::retention::ClearPolicy;
 use lcapd::engine::{
     CatchUpStart, Effect, Engine, MdtNow, MdtSetup, Peer, Settings, StreamSetup, WorkerState,
 };
 use lcapd::follower::Follower;
-use lcapd::log::{Entry, MdtLog};
+use lcapd::log::MdtLog;
 use lcapd::pipeline::Pipeline;
 use lcapd::policy::{Chain, Module, PolicyConfig};
-use lcapd::source::{ChangelogSource, ReadOutcome, Upstream};
+use lcapd::reader::{Open, ReadStep, Reader, ReaderStats};
+use lcapd::server::Outcome;
+use lcapd::source::Upstream;
 use lcapd::store::{Change, Saved};
 use lcapd::taps::Taps;
 use lcapd::wake::Waker;
@@ -30,6 +31,7 @@ use lcapd::worker::{Command, Output, Progress, Published, QueueInput, Stepped, W
 
 use super::client::Down;
 use super::mdt::{SimMdt, SimUpstream};
+use super::model::Policy;
 
 /// A stream of the simulation.
 #[derive(Clone, Debug)]
@@ -37,7 +39,8 @@ pub(super) struct StreamPlan {
     pub(super) name: String,
     pub(super) delivery: Delivery,
     pub(super) lanes: u16,
-    /// What a module does to it; nothing without one.
+    pub(super) policy: Policy,
+    /// What a module does to it in this life; nothing without one.
     pub(super) module: Option<(Arc<Module>, PolicyConfig)>,
 }
 
@@ -58,10 +61,14 @@ pub(super) struct Plan {
 pub(super) type Net<'a> = dyn FnMut(&Peer, Down) -> bool + 'a;
 
 struct MdtEnd {
+    mdt: Arc<SimMdt>,
     upstream: Arc<SimUpstream>,
     log: Arc<MdtLog>,
-    source: Option<Box<dyn ChangelogSource>>,
-    now: MdtNow,
+    reader: Reader,
+    open: Option<Open>,
+    /// Restarts of the MDT that the reader has seen.
+    restarts: u32,
+    stats: Arc<ReaderStats>,
 }
 
 struct WorkerEnd {
@@ -100,11 +107,11 @@ pub(super) struct Life {
     ready: BTreeSet<u64>,
     notify: (Sender<u64>, Receiver<u64>),
     waker: Waker,
-    stop: Arc<AtomicBool>,
     /// A commit that is under way.
     pub(super) commit: Option<Vec<Change>>,
     /// Clears that are under way, by MDT.
-    pub(super) clears: Vec<VecDeque<RecordIndex>>,
+    pub(super) clears: Vec<VecDeque<(RecordIndex, u16)>>,
+    outcomes: Receiver<Outcome>,
 }
 
 fn chain(plan: &Plan, stream: usize, mdt: usize) -> Chain {
@@ -122,6 +129,7 @@ impl Life {
                 publish: format!("ipc://{}", stream.name),
                 lanes: stream.lanes,
                 policy_clears: false,
+                merges: stream.module.iter().any(|(module, _)| !module.is_verbatim()),
                 max_idle: Duration::from_secs(1 << 30),
                 max_lag: u64::MAX,
             })
@@ -137,13 +145,34 @@ impl Life {
         let engine = Engine::new(settings, setups.collect(), streams, saved);
         let new_waker = || Waker::new().expect("a descriptor");
         let stop = Arc::new(AtomicBool::new(false));
+        let (outcomes_out, outcomes) = unbounded();
+        let engine_waker = new_waker();
         let mdts: Vec<MdtEnd> = (plan.mdts.iter().enumerate())
-            .map(|(at, (_, mdt))| {
+            .map(|(at, (name, mdt))| {
                 let start = (0..plan.streams.len()).map(|s| engine.start_of(s, at)).min();
                 let start = start.unwrap_or(RecordIndex::new(1));
-                let log = MdtLog::new(plan.log_bytes, start, engine.generation_of(at), new_waker());
+                let waker = new_waker();
+                let generation = engine.generation_of(at);
+                let log = MdtLog::new(plan.log_bytes, start, generation, waker.clone());
+                log.set_gone(engine.gone_of(at));
+                let (log, stats) = (Arc::new(log), Arc::new(ReaderStats::default()));
+                stats.read_index.store(start.prev().get(), Relaxed);
                 let upstream = Arc::new(SimUpstream(Arc::clone(mdt)));
-                MdtEnd { upstream, log: Arc::new(log), source: None, now: MdtNow::default() }
+                let reader = Reader {
+                    mdt_at: at,
+                    mdt: name.clone(),
+                    upstream: Arc::<SimUpstream>::clone(&upstream),
+                    log: Arc::clone(&log),
+                    stats: Arc::clone(&stats),
+                    read_bytes: plan.read_bytes,
+                    known: saved.tails.get(name.as_str()).cloned().unwrap_or_default(),
+                    outcomes: outcomes_out.clone(),
+                    engine: engine_waker.clone(),
+                    waker,
+                    stop: Arc::clone(&stop),
+                };
+                let (mdt, open, restarts) = (Arc::clone(mdt), None, 0);
+                MdtEnd { mdt, upstream, log, reader, open, restarts, stats }
             })
             .collect();
         let (mut workers, mut publishers) = (Vec::new(), Vec::new());
@@ -183,6 +212,7 @@ impl Life {
                     commands: commands_in,
                     waker: waker.clone(),
                     stop: Arc::clone(&stop),
+                    barriers: Vec::new(),
                     told_end: None,
                 };
                 worker.begin();
@@ -207,9 +237,23 @@ impl Life {
             ready: BTreeSet::new(),
             notify: unbounded(),
             waker: new_waker(),
-            stop,
             commit: None,
+            outcomes,
         }
+    }
+
+    /// Whether a clear that was asked for may still be done: what the clearer's thread asks.
+    pub(super) fn may_clear(&self, mdt: usize, generation: u16) -> bool {
+        let end = &self.mdts[mdt];
+        let compared = end.stats.compared.load(Relaxed) || end.stats.empty.load(Relaxed);
+        // Between the MDT's restart and the reader's hearing of it nothing of ours gets through.
+        let connected = end.restarts == end.mdt.restarts();
+        connected && compared && end.log.head().1 == generation
+    }
+
+    /// The MDT has cleared.
+    pub(super) fn has_cleared(&self, mdt: usize, upto: RecordIndex) {
+        self.mdts[mdt].log.set_gone(upto);
     }
 
     /// The engine's clock.
@@ -225,41 +269,38 @@ impl Life {
         self.catch_ups.len()
     }
 
-    /// The MDT's reader thread reads once, or opens the source again. Whether it read something.
-    pub(super) fn read(&mut self, mdt: usize, plan: &Plan, reopen: bool) -> bool {
-        let end = &mut self.mdts[mdt];
-        let (next, _) = end.log.head();
-        if reopen {
-            end.source = None;
-        }
-        let upstream = &end.upstream;
-        let source = end.source.get_or_insert_with(|| upstream.open(next).expect("a log"));
-        let mut buf = Vec::with_capacity(plan.read_bytes);
-        match source.read(&mut buf) {
-            Ok(ReadOutcome::Bytes(_)) => {}
-            _ => {
-                end.now.at_end = true;
-                end.log.set_at_end();
-                return false;
-            }
-        }
-        let batch = Batch::parse(buf).expect("records");
-        let batch = if batch.last() < next {
-            return true;
-        } else if batch.first() < next {
-            batch.tail_from(next).expect("records")
-        } else {
-            batch
-        };
+    /// The MDT's reader thread reads once, or opens the source again. Whether it did something.
+    pub(super) fn read(&mut self, mdt: usize, reopen: bool) -> bool {
         // A full log would wait, in real time, for followers that are busy. Here none ever is.
         for workers in &self.workers {
             workers[mdt].worker.pipeline.detach();
         }
-        end.now.at_end = false;
-        end.now.records += batch.len() as u64;
-        end.now.read_index = batch.last();
-        end.log.push(Entry::Records(Arc::new(batch)), &self.stop);
-        true
+        let end = &mut self.mdts[mdt];
+        if reopen {
+            end.open = None;
+        }
+        let open = match &mut end.open {
+            Some(open) => open,
+            None => {
+                end.restarts = end.mdt.restarts();
+                end.open.insert(end.reader.open().expect("a log"))
+            }
+        };
+        match end.reader.step(open) {
+            Ok(ReadStep::Again) => true,
+            Ok(ReadStep::Wait { at_end, .. }) => {
+                if at_end && !end.log.is_end_wanted() {
+                    end.stats.at_end.store(true, Relaxed);
+                    end.log.set_at_end();
+                }
+                false
+            }
+            Err(_) => {
+                end.stats.compared.store(false, Relaxed);
+                end.open = None;
+                true
+            }
+        }
     }
 
     /// A worker does one thing. Whether there was any.
@@ -325,6 +366,12 @@ impl Life {
                 }
             }
         }
+        // (Inputs of a new history can only be there if the notice of it is.)
+        while let Ok(outcome) = self.outcomes.try_recv() {
+            if let Outcome::Gap { mdt, gap } = outcome {
+                self.engine.note_gap(mdt, gap, time);
+            }
+        }
         self.take_queue_inputs(plan, net);
         self.engine.tick(time);
         self.carry_out(plan, net);
@@ -334,7 +381,17 @@ impl Life {
 
     fn look_at_threads(&mut self) {
         for (at, mdt) in self.mdts.iter().enumerate() {
-            self.engine.note_mdt(at, mdt.now.clone());
+            let stats = &mdt.stats;
+            let now = MdtNow {
+                read_index: RecordIndex::new(stats.read_index.load(Relaxed)),
+                records: stats.records.load(Relaxed),
+                gaps: stats.gaps.load(Relaxed),
+                at_end: stats.at_end.load(Relaxed),
+                compared: stats.compared.load(Relaxed),
+                empty: stats.empty.load(Relaxed),
+                trouble: None,
+            };
+            self.engine.note_mdt(at, now);
         }
         for (stream, workers) in self.workers.iter().enumerate() {
             for (mdt, end) in workers.iter().enumerate() {
@@ -386,7 +443,16 @@ impl Life {
                     net(&peer, Down::Control(bytes));
                 }
                 Effect::StartCatchUp { session, start } => {
-                    let CatchUpStart { stream, mdt, from, continues, follow, filter } = start;
+                    let CatchUpStart { stream, mdt, from, continues, generation, follow, filter } =
+                        start;
+                    if self.mdts[mdt].log.head().1 != generation {
+                        if let Some(peer) = self.engine.data_peer(session).cloned() {
+                            let error = "the MDT begins a new history; try again".to_owned();
+                            let lost = Event::Lost { session, errno: 11, error };
+                            net(&peer, Down::Control(lost.encode()));
+                        }
+                        continue;
+                    }
                     let waker = Waker::new().expect("a descriptor");
                     let follower = follower(&self.mdts[mdt], from, continues, plan, &waker);
                     let chain = chain(plan, stream, mdt);
@@ -418,8 +484,26 @@ impl Life {
                 Effect::Dispatch { peer, stream, mdt, batch, sequence, redelivered } => {
                     self.dispatch(plan, &peer, (stream, mdt), (batch, sequence, redelivered), net);
                 }
-                Effect::Commit(changes) => self.commit = Some(changes),
-                Effect::Clear { mdt, upto } => self.clears[mdt].push_back(upto),
+                Effect::Commit(mut changes) => {
+                    // As `server.rs` does.
+                    for (at, (name, _)) in plan.mdts.iter().enumerate() {
+                        let of_it = |change: &Change| match change {
+                            Change::Stream(_, mdt, _) | Change::Watermark(_, mdt, _) => {
+                                mdt == name.as_str()
+                            }
+                            _ => false,
+                        };
+                        if changes.iter().any(of_it) {
+                            let tail = self.mdts[at].log.tail(64);
+                            changes.push(Change::Tail(name.to_string(), tail));
+                        }
+                    }
+                    self.commit = Some(changes);
+                }
+                Effect::Clear { mdt, upto, generation } => {
+                    self.clears[mdt].push_back((upto, generation));
+                }
+
                 Effect::AskPolicy { .. } | Effect::OpenTap { .. } | Effect::CloseTap { .. } => {}
             }
         }
@@ -445,7 +529,9 @@ impl Life {
             open.iter().flat_map(|&at| all[at as usize].as_bytes().iter().copied()).collect();
         let sized = Header::for_body(Kind::Records, &rest);
         let indexes = || open.iter().map(|&at| batch.indexes[at as usize]);
-        let mut header = Header { sequence, lane: batch.lane, ..message.header.clone() };
+        let generation = self.engine.generation_of(place.1);
+        let (lane, of_it) = (batch.lane, message.header.clone());
+        let mut header = Header { sequence, lane, generation, ..of_it };
         (header.body_bytes, header.body_crc) = (sized.body_bytes, sized.body_crc);
         header.count = u32::try_from(open.len()).unwrap_or(u32::MAX);
         header.first = indexes().min().unwrap_or_default();

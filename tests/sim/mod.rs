@@ -25,8 +25,8 @@ use lcap_wire::control::{
     parse_server_message,
 };
 use lcapclient::client::{Config, Source};
-use lcapd::engine::Peer;
 use lcapd::engine::retention::ClearPolicy;
+use lcapd::engine::{NotCleared, Peer};
 use lcapd::policy::{Loader, Module, PolicyConfig};
 use lcapd::store::Saved;
 
@@ -55,6 +55,8 @@ pub struct Summary {
     pub lost_messages: u64,
     /// Clears of an MDT.
     pub clears: u64,
+    /// Crashes of an MDT after which it issued indexes again.
+    pub rewinds: u64,
 }
 
 impl Summary {
@@ -68,6 +70,7 @@ impl Summary {
         self.cuts += other.cuts;
         self.lost_messages += other.lost_messages;
         self.clears += other.clears;
+        self.rewinds += other.rewinds;
     }
 }
 
@@ -151,24 +154,43 @@ struct World {
     history: VecDeque<String>,
 }
 
-/// A C module for the streams that mix records up.
-fn shuffle() -> Arc<Module> {
-    static MODULE: OnceLock<Arc<Module>> = OnceLock::new();
+/// A C module of this folder.
+fn module(cell: &OnceLock<Arc<Module>>, name: &str) -> Arc<Module> {
     let load = || {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let dir = tempfile::tempdir().expect("a directory");
-        let out = dir.path().join("shuffle.so");
+        let out = dir.path().join(format!("{name}.so"));
         let mut cc = Command::new("cc");
         cc.args(["-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror"]);
         cc.arg("-I").arg(root.join("../include")).arg("-o").arg(&out);
-        let status = cc.arg(root.join("sim/shuffle.c")).status().expect("a C compiler");
+        let status = cc.arg(root.join(format!("sim/{name}.c"))).status().expect("a C compiler");
         assert!(status.success(), "{cc:?}");
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o644);
         std::fs::set_permissions(&out, mode).expect("its own file");
         let path = out.to_str().expect("a path");
         Loader::default().load(path).expect("a module")
     };
-    Arc::clone(MODULE.get_or_init(load))
+    Arc::clone(cell.get_or_init(load))
+}
+
+/// What a stream's policies are in one life of lcapd.
+fn modules(policy: Policy, rng: &mut Rng) -> Option<(Arc<Module>, PolicyConfig)> {
+    static SHUFFLE: OnceLock<Arc<Module>> = OnceLock::new();
+    static FOLD: OnceLock<Arc<Module>> = OnceLock::new();
+    match policy {
+        Policy::None => None,
+        Policy::Shuffle => Some((module(&SHUFFLE, "shuffle"), PolicyConfig::of("shuffle"))),
+        Policy::Fold => Some((module(&FOLD, "fold"), PolicyConfig::of("fold"))),
+        Policy::Changing => {
+            let now = [Policy::None, Policy::Shuffle, Policy::Fold][rng.index(3)];
+            modules(now, rng)
+        }
+    }
+}
+
+/// One schedule is looked at closely.
+fn verbose() -> bool {
+    std::env::var_os("LCAP_SEED").is_some()
 }
 
 fn ms(n: u64) -> Duration {
@@ -191,18 +213,22 @@ impl World {
             (Delivery::Queue, 1, Policy::None),
             (Delivery::Broadcast, 1, Policy::Shuffle),
             (Delivery::Queue, 3, Policy::Shuffle),
+            (Delivery::Broadcast, 1, Policy::Fold),
+            (Delivery::Queue, 2, Policy::Fold),
+            (Delivery::Broadcast, 1, Policy::Changing),
+            (Delivery::Queue, 1, Policy::Changing),
         ];
         // At least the first, then any of the others.
         let chosen: Vec<_> =
-            kinds.into_iter().enumerate().filter(|(at, _)| *at == 0 || rng.chance(500)).collect();
+            kinds.into_iter().enumerate().filter(|(at, _)| *at == 0 || rng.chance(350)).collect();
         let streams: Vec<StreamPlan> = chosen
             .iter()
             .map(|&(at, (delivery, lanes, policy))| StreamPlan {
                 name: format!("s{at}"),
                 delivery,
                 lanes,
-                module: (policy == Policy::Shuffle)
-                    .then(|| (shuffle(), PolicyConfig::of("shuffle"))),
+                policy,
+                module: None,
             })
             .collect();
         let base = Instant::now();
@@ -223,7 +249,8 @@ impl World {
         let policies = chosen.iter().map(|(_, (_, _, policy))| *policy).collect();
         let queues: Vec<bool> =
             plan.streams.iter().map(|s| s.delivery == Delivery::Queue).collect();
-        let model = Model::new(policies, queues.clone(), n_mdts);
+        let mdts = plan.mdts.iter().map(|(_, mdt)| Arc::clone(mdt)).collect();
+        let model = Model::new(policies, queues.clone(), mdts);
         let mut slots = Vec::new();
         let mut late = Vec::new();
         for (stream, is_queue) in queues.iter().enumerate() {
@@ -265,7 +292,7 @@ impl World {
     }
 
     fn note(&mut self, what: impl FnOnce() -> String) {
-        if self.history.len() == HISTORY {
+        if self.history.len() == HISTORY && !verbose() {
             self.history.pop_front();
         }
         self.history.push_back(format!("{:>8.3}s {}", self.now.as_secs_f64(), what()));
@@ -280,7 +307,7 @@ impl World {
         // The first readers are there before the first record is read.
         while self.late.iter().any(|late| late.state == Late::Wanted) {
             self.ensure_daemon();
-            self.administer();
+            self.administer()?;
             self.turn()?;
             self.finish_commit(true);
             self.now += ms(1);
@@ -327,8 +354,7 @@ impl World {
             let wake = self.next_wake();
             self.now = if busy { self.now + ms(1) } else { wake.max(self.now + ms(1)) };
         }
-        let open = (0..self.plan.mdts.len())
-            .find_map(|mdt| self.model.outstanding(mdt, self.plan.mdts[mdt].1.n_existing()));
+        let open = (0..self.plan.mdts.len()).find_map(|mdt| self.model.outstanding(mdt));
         let late = |s: &&Slot| {
             let last = s.client.as_ref().and_then(|c| c.life.last()).unwrap_or(0);
             last + 4 < self.plan.mdts[s.mdt].1.head()
@@ -359,7 +385,7 @@ impl World {
         let all_grown = self.plan.mdts.iter().all(|(_, m)| m.n_existing() >= self.n_records);
         let late = self.late.iter().all(|l| matches!(l.state, Late::Registered | Late::Gone));
         let clear = self.plan.mdts.iter().enumerate();
-        let mut clear = clear.map(|(at, (_, m))| self.model.outstanding(at, m.n_existing()));
+        let mut clear = clear.map(|(at, _)| self.model.outstanding(at));
         all_grown && late && clear.all(|open| open.is_none()) && self.ephemerals_are_there()
     }
 
@@ -379,13 +405,12 @@ impl World {
             if let Some(over) = &client.over {
                 return Err(format!("a client gave up: {over}"));
             }
-            let n = self.plan.mdts[slot.mdt].1.n_existing();
             let broadcast = self.plan.streams[slot.stream].delivery == Delivery::Broadcast;
             if slot.reader.is_none()
                 && broadcast
-                && let Some(index) = self.model.missed(&client.life, n)
+                && let Some(index) = self.model.missed(&client.life)
             {
-                return Err(format!("an unregistered client has not had {index}"));
+                return Err(format!("an unregistered client has not had {index:?}"));
             }
         }
         Ok(())
@@ -394,12 +419,12 @@ impl World {
     /// Everybody does a little.
     fn round(&mut self) -> Result<bool, String> {
         let mut busy = self.ensure_daemon();
-        self.administer();
+        self.administer()?;
         for mdt in 0..self.plan.mdts.len() {
             let left = self.n_records.saturating_sub(self.plan.mdts[mdt].1.n_existing());
             self.plan.mdts[mdt].1.grow(left.min(7));
             busy |= left > 0;
-            busy |= self.life.as_mut().is_some_and(|life| life.read(mdt, &self.plan, false));
+            busy |= self.life.as_mut().is_some_and(|life| life.read(mdt, false));
         }
         for stream in 0..self.plan.streams.len() {
             for mdt in 0..self.plan.mdts.len() {
@@ -452,7 +477,7 @@ impl World {
             40..120 => {
                 let (mdt, reopen) = (self.rng.index(n_mdts), self.rng.chance(20));
                 if let Some(life) = &mut self.life {
-                    life.read(mdt, &self.plan, reopen);
+                    life.read(mdt, reopen);
                 }
             }
             120..240 => {
@@ -486,7 +511,7 @@ impl World {
             }
             970..990 => {
                 self.ensure_daemon();
-                self.administer();
+                self.administer()?;
             }
             _ => self.fault()?,
         }
@@ -570,10 +595,27 @@ impl World {
                 self.now += jump;
                 self.note(|| format!("the clock jumps by {jump:?}"));
             }
-            86..93 => self.add_late_reader(),
-            _ => self.remove_late_reader(),
+            86..91 => self.add_late_reader(),
+            91..96 => self.remove_late_reader(),
+            _ => self.crash_mdt(),
         }
         Ok(())
+    }
+
+    /// An MDT crashes and comes back, often without its newest records.
+    fn crash_mdt(&mut self) {
+        let mdt = self.rng.index(self.plan.mdts.len());
+        let sim = &self.plan.mdts[mdt].1;
+        let first = if self.rng.chance(200) {
+            sim.begin_again().then_some(1)
+        } else {
+            sim.crash(self.rng.index(12))
+        };
+        self.note(|| format!("MDT {mdt} crashes, issues again from {first:?}"));
+        if let Some(first) = first {
+            self.model.rewound(mdt, first);
+            self.summary.rewinds += 1;
+        }
     }
 
     fn add_late_reader(&mut self) {
@@ -610,19 +652,12 @@ impl World {
     }
 
     /// Sends what registrations are wanted, and looks at the answers.
-    fn administer(&mut self) {
+    fn administer(&mut self) -> Result<(), String> {
         while let Some(reply) = self.admin_replies.pop_front() {
             let Ok(ServerMessage::Reply(reply)) = parse_server_message(&reply) else { continue };
             let Some(nth) = reply.id.and_then(|id| usize::try_from(id / 2).ok()) else { continue };
             let registers = reply.id.is_some_and(|id| id % 2 == 0);
             let late = &mut self.late[nth];
-            // "Exists" and "is gone" may be said before it is on disk; then it is asked again.
-            let name = late.key.1.clone().unwrap_or_default();
-            let row = (self.plan.streams[late.key.0].name.clone(), name);
-            let on_disk = self.saved.readers.contains_key(&row);
-            if matches!((reply.errno, on_disk), (Some(17), false) | (Some(2), true)) {
-                continue;
-            }
             match (registers, reply.ok, reply.errno, late.state) {
                 (true, true, _, Late::Wanted) | (true, false, Some(17), Late::Wanted) => {
                     late.state = Late::Registered;
@@ -634,7 +669,7 @@ impl World {
             }
         }
         if !self.admin.is_empty() || self.life.is_none() {
-            return;
+            return Ok(());
         }
         for (nth, late) in self.late.iter().enumerate() {
             let stream = self.plan.streams[late.key.0].name.clone();
@@ -654,6 +689,7 @@ impl World {
             };
             self.admin.push_back(request.encode());
         }
+        Ok(())
     }
 
     fn new_reader(&mut self, key: &HolderKey) {
@@ -665,7 +701,8 @@ impl World {
         };
         let starts: Vec<u64> = self.plan.mdts.iter().map(|(mdt, _)| start(mdt)).collect();
         self.note(|| format!("{key:?} is registered at {starts:?}"));
-        self.model.registered(key, &starts);
+        let from = self.late.iter().find(|late| late.key == *key).map(|late| late.from);
+        self.model.registered(key, &starts, matches!(from, Some(From::Index(_))));
         if name.starts_with("late") {
             for mdt in 0..self.plan.mdts.len() {
                 let reader = Some(name.clone());
@@ -680,6 +717,9 @@ impl World {
         }
         let epoch = self.next_epoch;
         self.next_epoch += 1;
+        for stream in &mut self.plan.streams {
+            stream.module = modules(stream.policy, &mut self.rng);
+        }
         self.life = Some(daemon::Life::new(&self.plan, &self.saved, epoch, self.now));
         let marks = format!("{:?}", self.saved.watermarks.values());
         let streams = format!("{:?}", self.saved.streams.values());
@@ -697,7 +737,8 @@ impl World {
             write(&mut self.saved, &changes);
         }
         for mdt in 0..self.plan.mdts.len() {
-            if let Some(upto) = life.clears[mdt].pop_front()
+            if let Some((upto, generation)) = life.clears[mdt].pop_front()
+                && life.may_clear(mdt, generation)
                 && self.rng.chance(500)
             {
                 self.clear_mdt(mdt, upto)?;
@@ -753,6 +794,7 @@ impl World {
                 requests.extend(conn.up.drain(..n).map(|bytes| (who.clone(), bytes)));
             }
         }
+        let n_replies = self.admin_replies.len();
         let (slots, replies) = (&mut self.slots, &mut self.admin_replies);
         let mut net = |to: &Peer, down: Down| {
             if to.identity == 0_u64.to_le_bytes() {
@@ -767,7 +809,25 @@ impl World {
             conn.map(|conn| conn.down.push_back(down)).is_some()
         };
         life.turn(&self.plan, requests, self.now, &mut net);
-        Ok(())
+        let n_new = self.admin_replies.len() - n_replies;
+        self.admin_replies.iter().rev().take(n_new).try_for_each(|reply| self.is_on_disk(reply))
+    }
+
+    /// "Exists" and "is gone" are only said once a crash cannot make them untrue.
+    fn is_on_disk(&self, reply: &[u8]) -> Result<(), String> {
+        let Ok(ServerMessage::Reply(reply)) = parse_server_message(reply) else { return Ok(()) };
+        let late = reply.id.and_then(|id| self.late.get(usize::try_from(id / 2).ok()?));
+        let Some(LateReader { key: (stream, Some(name)), state, .. }) = late else { return Ok(()) };
+        let unwanted = matches!(state, Late::Unwanted | Late::Gone);
+        let row = (self.plan.streams[*stream].name.clone(), name.clone());
+        let on_disk = self.saved.readers.contains_key(&row);
+        match (reply.errno, on_disk) {
+            (Some(17), false) if !unwanted => {
+                Err(format!("{row:?}: \"exists\" was said, and is not true after a crash"))
+            }
+            (Some(2), true) => Err(format!("{row:?}: errno {:?}, on disk {on_disk}", reply.errno)),
+            _ => Ok(()),
+        }
     }
 
     fn finish_commit(&mut self, ok: bool) -> bool {
@@ -786,13 +846,19 @@ impl World {
     }
 
     fn finish_clear(&mut self, mdt: usize, ok: bool) -> Result<bool, String> {
-        let Some(upto) = self.life.as_mut().and_then(|life| life.clears[mdt].pop_front()) else {
-            return Ok(false);
+        let Some(life) = &mut self.life else { return Ok(false) };
+        let Some((upto, generation)) = life.clears[mdt].pop_front() else { return Ok(false) };
+        let result = if !life.may_clear(mdt, generation) {
+            Err(NotCleared::NotNow)
+        } else if ok {
+            life.has_cleared(mdt, upto);
+            Ok(self.clear_mdt(mdt, upto)?)
+        } else {
+            Err(NotCleared::Failed("busy".to_owned()))
         };
-        let result = if ok { Ok(self.clear_mdt(mdt, upto)?) } else { Err("busy".to_owned()) };
         if let Some(life) = &mut self.life {
             let time = life.time(self.now);
-            life.engine.cleared(mdt, upto, result, time);
+            life.engine.cleared(mdt, upto, generation, result, time);
         }
         Ok(true)
     }
@@ -911,16 +977,21 @@ impl World {
     fn client_takes(&mut self, at: usize) -> Result<bool, String> {
         let now = self.instant();
         let Some(client) = &mut self.slots[at].client else { return Ok(false) };
-        let Some(index) = client.take(now) else {
+        let taken = client.take(now);
+        if verbose() {
+            let (told, what) = (std::mem::take(&mut client.life.told), format!("{taken:?}"));
+            if taken.is_some() || !told.is_empty() {
+                self.note(|| format!("client {at} is told {told:?}, takes {what}"));
+            }
+        }
+        let Some(client) = &mut self.slots[at].client else { return Ok(false) };
+        let Some((index, stands_for)) = taken else {
             if let Some(over) = client.over.clone() {
                 return Err(format!("client {at} gave up: {over}"));
             }
             return Ok(false);
         };
-        let delivered = self.model.delivered(&mut client.life, index.get());
-        if mdt::bytes_of(index.get()).is_none() {
-            return Err(format!("client {at} was given {index}, which there is not"));
-        }
+        let delivered = self.model.delivered(&mut client.life, index, &stands_for);
         self.client_acts(at);
         delivered.map_err(|what| {
             let slot = &self.slots[at];
@@ -938,7 +1009,7 @@ impl World {
         }
         let all = always || self.rng.chance(client.habits.clears_all);
         let upto = if all { u64::MAX } else { last.saturating_sub(self.rng.below(10)) };
-        self.model.acked(&client.life, upto);
+        self.model.acked(&mut client.life, upto);
         client.clear(RecordIndex::new(upto));
     }
 }

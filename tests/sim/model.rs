@@ -1,8 +1,9 @@
-//! What must hold, said as plainly as possible: sets of indexes, nothing clever.
+//! What must hold, said as plainly as possible: sets of records, nothing clever.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
-use super::mdt;
+use super::mdt::{self, Identity, SimMdt};
 
 /// Whom the MDT's log is kept for: a registered reader (with its name) or a queue.
 pub(super) type HolderKey = (usize, Option<String>);
@@ -14,15 +15,24 @@ pub(super) enum Policy {
     None,
     /// Drops, and gives the rest in another order.
     Shuffle,
+    /// Makes one record of several, and gives them in another order.
+    Fold,
+    /// One of these, another one whenever lcapd starts.
+    Changing,
 }
 
 impl Policy {
-    /// Whether a record comes out.
-    pub(super) fn passes(self, index: u64) -> bool {
+    /// Whether a record must come out.
+    fn passes(self, index: u64) -> bool {
         match self {
-            Self::None => true,
-            Self::Shuffle => !index.is_multiple_of(5),
+            Self::None | Self::Fold => true,
+            Self::Shuffle | Self::Changing => !index.is_multiple_of(5),
         }
+    }
+
+    /// What comes out may be made of several records, so that some come again.
+    fn merges(self) -> bool {
+        matches!(self, Self::Fold | Self::Changing)
     }
 }
 
@@ -31,7 +41,9 @@ impl Policy {
 struct Holder {
     /// Records up to here are not its business.
     start: u64,
-    acked: BTreeSet<u64>,
+    /// In every history, since it was registered from an index.
+    fixed: bool,
+    acked: BTreeSet<Identity>,
     /// Cleared up to here, and found right.
     checked: u64,
 }
@@ -43,16 +55,37 @@ pub(super) struct Life {
     pub(super) holder: Option<HolderKey>,
     pub(super) stream: usize,
     last: Option<u64>,
-    had: BTreeSet<u64>,
+    had: BTreeSet<Identity>,
+    /// By the index under which they came.
+    handed_out: BTreeMap<u64, BTreeSet<Identity>>,
+    /// Indexes that it was told are gone.
+    told_gone: Vec<(u64, u64)>,
+    /// What it was told besides records, for a report.
+    pub(super) told: Vec<String>,
 }
 
 impl Life {
     pub(super) fn new(mdt: usize, stream: usize, holder: Option<HolderKey>) -> Self {
-        Self { mdt, holder, stream, last: None, had: BTreeSet::new() }
+        let (had, handed_out, told_gone) = (BTreeSet::new(), BTreeMap::new(), Vec::new());
+        let told = Vec::new();
+        Self { mdt, holder, stream, last: None, had, handed_out, told_gone, told }
     }
 
     pub(super) fn last(&self) -> Option<u64> {
         self.last
+    }
+
+    /// It was told that these are gone.
+    pub(super) fn gone(&mut self, first: u64, last: u64) {
+        self.told_gone.push((first, last));
+        self.told.push(format!("{first} to {last} are gone"));
+    }
+
+    /// It was told that indexes from `first` on are issued again.
+    pub(super) fn rewound(&mut self, first: u64) {
+        self.told.push(format!("again from {first}"));
+        self.had.retain(|(index, _)| *index < first);
+        self.last = self.had.iter().map(|(index, _)| *index).max().filter(|_| self.last.is_some());
     }
 }
 
@@ -61,6 +94,7 @@ impl Life {
 pub(super) struct Model {
     policies: Vec<Policy>,
     queues: Vec<bool>,
+    mdts: Vec<Arc<SimMdt>>,
     holders: BTreeMap<(HolderKey, usize), Holder>,
     cleared: Vec<u64>,
     pub(super) n_delivered: u64,
@@ -68,23 +102,23 @@ pub(super) struct Model {
 }
 
 impl Model {
-    pub(super) fn new(policies: Vec<Policy>, queues: Vec<bool>, n_mdts: usize) -> Self {
+    pub(super) fn new(policies: Vec<Policy>, queues: Vec<bool>, mdts: Vec<Arc<SimMdt>>) -> Self {
         let mut holders = BTreeMap::new();
         for (stream, _) in queues.iter().enumerate().filter(|(_, is_queue)| **is_queue) {
-            for mdt in 0..n_mdts {
+            for mdt in 0..mdts.len() {
                 holders.insert(((stream, None), mdt), Holder::default());
             }
         }
-        let cleared = vec![0; n_mdts];
-        Self { policies, queues, holders, cleared, n_delivered: 0, n_again: 0 }
+        let cleared = vec![0; mdts.len()];
+        Self { policies, queues, mdts, holders, cleared, n_delivered: 0, n_again: 0 }
     }
 
     /// A reader was registered, says the daemon, with these watermarks. What the MDT had forgotten
     /// before is not promised to it, even if a restarted daemon does not know that it had.
-    pub(super) fn registered(&mut self, key: &HolderKey, starts: &[u64]) {
+    pub(super) fn registered(&mut self, key: &HolderKey, starts: &[u64], fixed: bool) {
         for (mdt, &start) in starts.iter().enumerate() {
             let start = start.max(self.cleared[mdt]);
-            let holder = Holder { start, acked: BTreeSet::new(), checked: start };
+            let holder = Holder { start, fixed, acked: BTreeSet::new(), checked: start };
             self.holders.entry((key.clone(), mdt)).or_insert(holder);
         }
     }
@@ -94,34 +128,59 @@ impl Model {
         self.holders.retain(|(other, _), _| other != key);
     }
 
-    /// A record is handed to an application.
-    pub(super) fn delivered(&mut self, life: &mut Life, index: u64) -> Result<(), String> {
+    /// The MDT issues indexes from `first` on again: those are other records.
+    pub(super) fn rewound(&mut self, mdt: usize, first: u64) {
+        self.cleared[mdt] = self.cleared[mdt].min(first - 1);
+        for ((_, at), holder) in &mut self.holders {
+            if *at == mdt {
+                holder.start =
+                    if holder.fixed { holder.start } else { holder.start.min(first - 1) };
+                holder.checked = holder.checked.min(first - 1);
+            }
+        }
+    }
+
+    /// A record is handed to an application: under that index, for those records.
+    pub(super) fn delivered(
+        &mut self,
+        life: &mut Life,
+        index: u64,
+        stands_for: &[Identity],
+    ) -> Result<(), String> {
         self.n_delivered += 1;
         let (mdt, policy) = (life.mdt, self.policies[life.stream]);
-        if !policy.passes(index) {
+        if !policy.passes(index) && policy != Policy::Changing {
             return Err(format!("{index} was dropped by the policy and came all the same"));
         }
-        let again = !life.had.insert(index);
+        let again = !life.had.insert((index, stands_for[0].1));
+        life.had.extend(stands_for);
+        life.handed_out.entry(index).or_default().extend(stands_for);
         if self.queues[life.stream] {
             self.n_again += u64::from(again);
             life.last = Some(index);
             return Ok(()); // at least once, in any order
         }
-        if again {
+        if again && policy.merges() {
+            self.n_again += 1;
+        } else if again {
             return Err(format!("{index} came twice"));
         }
         if policy == Policy::None {
             let cleared = self.cleared[mdt];
             let holder = life.holder.as_ref().and_then(|k| self.holders.get(&(k.clone(), mdt)));
-            // What may be missing before it: what nobody holds and is gone, what was acknowledged.
+            // What may be missing before it: what nobody holds and is gone (and if something came
+            // before that: was told), what was acknowledged.
             let mut missing = mdt::next_after(life.last.unwrap_or(0));
             while let Some(skipped) = missing.filter(|&i| i < index) {
+                let told = || life.told_gone.iter().any(|&(a, b)| a <= skipped && skipped <= b);
                 let excused = match (holder, life.last) {
                     (Some(holder), None) => {
-                        skipped <= holder.start || holder.acked.contains(&skipped)
+                        let versions = (skipped, 0)..=(skipped, u16::MAX);
+                        skipped <= holder.start || holder.acked.range(versions).next().is_some()
                     }
                     (Some(_), Some(_)) => false,
-                    (None, _) => skipped <= cleared,
+                    (None, None) => skipped <= cleared,
+                    (None, Some(_)) => skipped <= cleared && told(),
                 };
                 if !excused {
                     return Err(format!("{skipped} was left out before {index}"));
@@ -137,11 +196,14 @@ impl Model {
     }
 
     /// The application is done with everything that it was given up to `upto`.
-    pub(super) fn acked(&mut self, life: &Life, upto: u64) {
+    pub(super) fn acked(&mut self, life: &mut Life, upto: u64) {
         let Some(key) = &life.holder else { return };
         if let Some(holder) = self.holders.get_mut(&(key.clone(), life.mdt)) {
-            holder.acked.extend(life.had.range(..=upto));
+            for records in life.handed_out.range(..=upto).map(|(_, records)| records) {
+                holder.acked.extend(records);
+            }
         }
+        life.handed_out = life.handed_out.split_off(&upto.saturating_add(1));
     }
 
     /// The MDT was told to forget.
@@ -150,19 +212,20 @@ impl Model {
             return Err(format!("cleared {upto} after {}", self.cleared[mdt]));
         }
         self.cleared[mdt] = upto;
+        let existing = self.mdts[mdt].existing();
         for ((key, at), holder) in &mut self.holders {
             if *at != mdt || holder.checked >= upto {
                 continue;
             }
-            let mut next = mdt::next_after(holder.checked);
-            while let Some(index) = next.filter(|&i| i <= upto) {
+            let after = holder.checked.max(holder.start);
+            let fresh = existing.iter().filter(|(index, _)| *index > after && *index <= upto);
+            for record in fresh {
                 let policy = self.policies[key.0];
-                if policy.passes(index) && index > holder.start && !holder.acked.contains(&index) {
+                if policy.passes(record.0) && !holder.acked.contains(record) {
                     return Err(format!(
-                        "MDT {mdt} cleared up to {upto}; {key:?} has not acknowledged {index}"
+                        "MDT {mdt} cleared up to {upto}; {key:?} has not acknowledged {record:?}"
                     ));
                 }
-                next = mdt::next_after(index);
             }
             holder.checked = upto;
         }
@@ -171,7 +234,8 @@ impl Model {
 
     /// What is still to come: the first record that somebody has not acknowledged, or that is not
     /// cleared though everybody has.
-    pub(super) fn outstanding(&self, mdt: usize, n_existing: usize) -> Option<String> {
+    pub(super) fn outstanding(&self, mdt: usize) -> Option<String> {
+        let existing = self.mdts[mdt].existing();
         let mut held = false;
         for ((key, at), holder) in &self.holders {
             if *at != mdt {
@@ -179,22 +243,24 @@ impl Model {
             }
             held = true;
             let policy = self.policies[key.0];
-            let open = mdt::indexes(n_existing).find(|&index| {
-                index > holder.start && policy.passes(index) && !holder.acked.contains(&index)
+            let open = existing.iter().find(|record| {
+                let asked = record.0 > holder.start && policy.passes(record.0);
+                asked && record.0 > holder.checked && !holder.acked.contains(record)
             });
-            if let Some(index) = open {
-                return Some(format!("{key:?} has not had {index} of MDT {mdt}"));
+            if let Some(record) = open {
+                return Some(format!("{key:?} has not had {record:?} of MDT {mdt}"));
             }
         }
-        let head = mdt::indexes(n_existing).next_back().unwrap_or(0);
-        let cleared = self.cleared[mdt];
+        let (head, cleared) = (self.mdts[mdt].head(), self.cleared[mdt]);
         (held && cleared < head).then(|| format!("MDT {mdt} is cleared up to {cleared} of {head}"))
     }
 
     /// What an unregistered client that has been there to the end has not had.
-    pub(super) fn missed(&self, life: &Life, n_existing: usize) -> Option<u64> {
+    pub(super) fn missed(&self, life: &Life) -> Option<Identity> {
         let (policy, cleared) = (self.policies[life.stream], self.cleared[life.mdt]);
-        let mut all = mdt::indexes(n_existing);
-        all.find(|index| policy.passes(*index) && *index > cleared && !life.had.contains(index))
+        let missed = |record: &Identity| {
+            policy.passes(record.0) && record.0 > cleared && !life.had.contains(record)
+        };
+        self.mdts[life.mdt].existing().into_iter().find(missed)
     }
 }

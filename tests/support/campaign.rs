@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
@@ -15,7 +15,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use crate::check::{Findings, check};
-use crate::daemon::{Daemon, Setup, cleared_of};
+use crate::daemon::{Daemon, Setup, cleared_of, dying_with_parent};
 use crate::journal::{Journal, Line, nanos, now};
 use crate::proxy::Proxy;
 use crate::rng::Rng;
@@ -33,6 +33,8 @@ pub struct Plan {
     pub n_mdts: usize,
     /// Records per second and MDT.
     pub rate: u64,
+    /// The lcapd that clients talk to reads another one, which is killed, too.
+    pub two_hops: bool,
     /// Program of the clients: `lcap-journal-client`.
     pub client: PathBuf,
     /// Where the journals go; a directory of its own if there is none given.
@@ -150,7 +152,15 @@ pub fn run(plan: &Plan, tell: &mut dyn FnMut(&str)) -> Result<Findings, String> 
     campaign.driver.note(&Line::Finished);
     campaign.driver.flush().map_err(|error| error.to_string())?;
     if !open.is_empty() {
-        tell(&format!("not at the end in time: {open}\n{}", tail(&campaign.daemon.log())));
+        tell(&format!("LCAP_SEED={}: not at the end in time: {open}", plan.seed));
+        for daemon in campaign.near.iter().chain([&campaign.daemon]) {
+            tell(&tail(&daemon.log()));
+            let status = daemon.lcap(&["status", "--json"]).output();
+            tell(&status.map_or_else(
+                |error| error.to_string(),
+                |output| String::from_utf8_lossy(&output.stdout).into_owned(),
+            ));
+        }
     }
     drop(campaign);
     check(&journals)
@@ -164,6 +174,9 @@ fn tail(log: &str) -> String {
 struct Campaign {
     rng: Rng,
     daemon: Daemon,
+    /// The one that has the MDTs, if that is another.
+    near: Option<Daemon>,
+    near_down_until: Option<Instant>,
     proxy: Proxy,
     driver: Journal,
     journals: PathBuf,
@@ -186,12 +199,19 @@ impl Campaign {
         let mut driver = Journal::append(&journals.join("driver.journal")).expect("a journal");
         let mut setup = Setup::new()
             .on_tcp()
+            .dies_with_parent()
             .server("memory_limit = \"64MiB\"\nclear_interval = \"50ms\"\nclear_records = 1000")
             .server("heartbeat = \"200ms\"")
             .broadcast("changelog", "")
             .broadcast("fifo", "policies = [{ module = \"fifo\" }]")
             .queue("work", "")
             .queue("lanes", "lanes = 4");
+        let mut near_setup = Setup::new()
+            .on_tcp()
+            .dies_with_parent()
+            .server("memory_limit = \"64MiB\"\nclear_interval = \"50ms\"\nclear_records = 1000")
+            .server("heartbeat = \"200ms\"")
+            .broadcast("all", "");
         let mut newest = Vec::new();
         for (at, mdt) in mdts.iter().enumerate() {
             let (rate, seed) = (plan.rate, plan.seed + at as u64);
@@ -199,7 +219,11 @@ impl Campaign {
             let (gaps, n_missing) =
                 if at % 2 == 1 { (",gaps=1000", (records - 1) / 1000) } else { ("", 0) };
             let source = format!("sim:rate={rate},records={records},seed={seed}{gaps}");
-            setup = setup.mdt(mdt, &source);
+            if plan.two_hops {
+                near_setup = near_setup.mdt(mdt, &source);
+            } else {
+                setup = setup.mdt(mdt, &source);
+            }
             newest.push(records + n_missing);
             for nth in 0..=n_missing {
                 let first = 1 + nth * 1001;
@@ -208,8 +232,16 @@ impl Campaign {
                 driver.note(&Line::Exists(mdt.clone(), first, last));
             }
         }
+        let near = plan.two_hops.then(|| near_setup.start());
+        if let Some(near) = &near {
+            let site = near.control().register("all", "site", Vec::new(), From::Oldest);
+            site.expect("a reader");
+            for mdt in &mdts {
+                setup = setup.relayed(mdt, near.setup(), "all", "site");
+            }
+        }
         let daemon = setup.start();
-        let state_dir = daemon.dir().join("state");
+        let state_dir = near.as_ref().unwrap_or(&daemon).dir().join("state");
         let mut control = daemon.control();
         let port =
             daemon.setup().control_endpoint().rsplit(':').next().and_then(|p| p.parse().ok());
@@ -252,6 +284,8 @@ impl Campaign {
         Self {
             rng: Rng::new(plan.seed),
             daemon,
+            near,
+            near_down_until: None,
             proxy,
             driver,
             journals: journals.to_owned(),
@@ -268,16 +302,21 @@ impl Campaign {
     }
 
     fn progress(&self) -> String {
-        let cleared = self.mdts.iter().map(|mdt| self.daemon.cleared(mdt).to_string());
+        let cleared = self.mdts.iter().map(|mdt| self.cleared(mdt).to_string());
         let cleared: Vec<String> = cleared.collect();
         let lives: u32 = self.slots.iter().map(|slot| slot.lives).sum();
         format!(
             "{} lives of lcapd, {lives} of clients, {} connections cut, cleared up to {} of {:?}",
-            self.daemon.n_starts(),
+            self.daemon.n_starts() + self.near.as_ref().map_or(0, Daemon::n_starts),
             self.n_cuts,
             cleared.join(" "),
             self.newest
         )
+    }
+
+    /// Up to where an MDT is cleared.
+    fn cleared(&self, mdt: &str) -> u64 {
+        self.near.as_ref().unwrap_or(&self.daemon).cleared(mdt)
     }
 
     fn moment(&mut self, most_ms: u64) -> Instant {
@@ -289,6 +328,13 @@ impl Campaign {
         self.mend(Instant::now());
         let at = self.rng.index(self.slots.len());
         match self.rng.below(100) {
+            0..9 if self.near.is_some() => {
+                if self.near_down_until.is_none() {
+                    self.note_kill("the first lcapd");
+                    self.near.as_mut().map(Daemon::kill).unwrap_or_default();
+                    self.near_down_until = Some(self.moment(700));
+                }
+            }
             0..18 => {
                 if self.down_until.is_none() {
                     self.note_kill("lcapd");
@@ -337,6 +383,10 @@ impl Campaign {
             self.down_until = None;
             self.daemon.launch();
         }
+        if over(self.near_down_until) {
+            self.near_down_until = None;
+            self.near.as_mut().map(Daemon::launch).unwrap_or_default();
+        }
         if over(self.paused_until) {
             self.paused_until = None;
             self.daemon.signal(Signal::CONT);
@@ -364,7 +414,7 @@ impl Campaign {
             let journal = self.journals.join(format!("{}-{}.journal", slot.name, slot.lives));
             let log = self.journals.join(format!("{}.log", slot.name));
             let log = fs::OpenOptions::new().create(true).append(true).open(log).expect("a log");
-            let mut command = Command::new(&self.client);
+            let mut command = dying_with_parent(&self.client);
             command.args(["--server", &server]).args(&slot.args).arg("--journal").arg(journal);
             command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
             slot.child = Some(command.spawn().expect("lcap-journal-client starts"));
@@ -386,8 +436,7 @@ impl Campaign {
     /// Which MDTs are not cleared to their end.
     fn open(&self) -> String {
         let mdts = self.mdts.iter().zip(&self.newest);
-        let open = mdts.filter(|(mdt, newest)| self.daemon.cleared(mdt) < **newest);
-        open.map(|(mdt, newest)| format!("{mdt}: {} of {newest}; ", self.daemon.cleared(mdt)))
-            .collect()
+        let open = mdts.filter(|(mdt, newest)| self.cleared(mdt) < **newest);
+        open.map(|(mdt, newest)| format!("{mdt}: {} of {newest}; ", self.cleared(mdt))).collect()
     }
 }

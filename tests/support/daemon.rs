@@ -36,6 +36,7 @@ pub struct Setup {
     server: String,
     mdts: Vec<(String, String)>,
     streams: Vec<Stream>,
+    dies_with_parent: bool,
 }
 
 impl Default for Setup {
@@ -54,7 +55,9 @@ impl Setup {
         let control = format!("ipc://{}/control", dir.path().display());
         let state_dir = dir.path().join("state");
         let server = String::new();
-        Self { dir, control, tcp: false, state_dir, server, mdts: Vec::new(), streams: Vec::new() }
+        let (mdts, streams) = (Vec::new(), Vec::new());
+        let (tcp, dies_with_parent) = (false, false);
+        Self { dir, control, tcp, state_dir, server, mdts, streams, dies_with_parent }
     }
 
     /// On TCP ports that the kernel chooses now; they stay the same over restarts.
@@ -62,6 +65,13 @@ impl Setup {
     pub fn on_tcp(mut self) -> Self {
         self.tcp = true;
         self.control = format!("tcp://127.0.0.1:{}", free_port());
+        self
+    }
+
+    /// It does not outlive the thread that starts it, however that ends.
+    #[must_use]
+    pub fn dies_with_parent(mut self) -> Self {
+        self.dies_with_parent = true;
         self
     }
 
@@ -165,6 +175,13 @@ impl Setup {
     }
 }
 
+/// A command whose process is killed when the thread that started it ends, however that ends.
+pub fn dying_with_parent(program: &Path) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", "--"]).arg(program);
+    command
+}
+
 /// A port that was free a moment ago.
 ///
 /// # Panics
@@ -217,7 +234,11 @@ impl Daemon {
         self.n_starts += 1;
         let log = OpenOptions::new().create(true).append(true).open(self.log_path());
         let log: File = log.expect("a log file");
-        let mut command = Command::new(program("lcapd"));
+        let mut command = if self.setup.dies_with_parent {
+            dying_with_parent(&program("lcapd"))
+        } else {
+            Command::new(program("lcapd"))
+        };
         command.arg("-c").arg(&self.config).stdin(Stdio::null());
         command.env_remove("JOURNAL_STREAM");
         command.stdout(log.try_clone().expect("a descriptor")).stderr(log);

@@ -139,6 +139,11 @@ pub struct StartReply {
     /// Where its data socket is: SUB connects there for a broadcast stream, DEALER for a queue.
     /// A wildcard host stands for the host of the control endpoint.
     pub publish: String,
+    /// The stream's policies make records of their own: what has an index that the client has had
+    /// may stand for more than it did. At a new session a reader forgets what it has had above its
+    /// `low`, and a member of a queue at a new epoch what it has had at all.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub merges: bool,
     /// What stands for the stream's name in the topics to subscribe to, if that is not its name:
     /// filtered records have topics of their own.
     #[serde(default, skip_serializing_if = "Option::is_none")]

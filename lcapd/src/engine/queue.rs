@@ -113,16 +113,19 @@ impl<P> Queue<P> {
         }
     }
 
-    /// Takes a batch in.
-    pub fn push(&mut self, batch: QueueBatch<P>) {
-        let n = u32::try_from(batch.indexes.len()).unwrap_or(u32::MAX);
-        let Some(&lowest) = batch.indexes.iter().min() else { return };
+    /// Takes a batch in; what it says of indexes from `void_from` on is void.
+    pub fn push(&mut self, batch: QueueBatch<P>, void_from: Option<RecordIndex>) {
+        let valid = |index: &RecordIndex| void_from.is_none_or(|from| *index < from);
+        let open: Vec<u32> = (0..)
+            .zip(&batch.indexes)
+            .filter_map(|(at, index)| valid(index).then_some(at))
+            .collect();
+        let Some(&lowest) = batch.indexes.iter().filter(|index| valid(index)).min() else { return };
         let id = self.next_batch;
         self.next_batch += 1;
         self.bytes += batch.bytes;
         let lane = self.lane_of(batch.lane);
         lane.pending.push_back(id);
-        let open = (0..n).collect();
         self.lowest.insert((lowest, id));
         let entry = Outstanding { batch, open, lowest, holder: None, redelivered: false };
         self.outstanding.insert(id, entry);
@@ -201,13 +204,7 @@ impl<P> Queue<P> {
             }
         }
         for id in settled {
-            if let Some(member) = self.members.get_mut(&session) {
-                member.held.remove(&id);
-            }
-            if let Some(entry) = self.outstanding.remove(&id) {
-                self.bytes = self.bytes.saturating_sub(entry.batch.bytes);
-                self.lane_of(entry.batch.lane).in_flight.remove(&id);
-            }
+            self.remove(id);
         }
         self.share_lanes();
         self.settle();
@@ -289,11 +286,38 @@ impl<P> Queue<P> {
         self.members.keys().copied()
     }
 
-    /// Indexes from `from` on are issued again: batches of the history before are given up, since
-    /// what they speak of never happened.
+    /// Indexes from `from` on are issued again: what there is of them is given up, since what it
+    /// speaks of never happened.
     pub fn rewind(&mut self, from: RecordIndex) {
         self.low = self.low.min(from.prev());
         self.watermark = self.watermark.min(from.prev());
+        let ids: Vec<BatchId> = self.outstanding.keys().copied().collect();
+        for id in ids {
+            let Some(entry) = self.outstanding.get_mut(&id) else { continue };
+            let (indexes, before) = (&entry.batch.indexes, entry.lowest);
+            entry.open.retain(|&at| indexes.get(at as usize).is_some_and(|index| *index < from));
+            match entry.find_lowest() {
+                Some(lowest) => entry.lowest = lowest,
+                None => self.remove(id),
+            }
+            self.lowest.remove(&(before, id));
+            if let Some(entry) = self.outstanding.get(&id) {
+                self.lowest.insert((entry.lowest, id));
+            }
+        }
+        self.share_lanes();
+    }
+
+    /// Nothing of that batch is open any more.
+    fn remove(&mut self, id: BatchId) {
+        let Some(entry) = self.outstanding.remove(&id) else { return };
+        self.bytes = self.bytes.saturating_sub(entry.batch.bytes);
+        if let Some(member) = entry.holder.and_then(|holder| self.members.get_mut(&holder)) {
+            member.held.remove(&id);
+        }
+        let lane = self.lane_of(entry.batch.lane);
+        lane.in_flight.remove(&id);
+        lane.pending.retain(|&other| other != id);
     }
 
     /// Records up to here are gone for good.
@@ -393,7 +417,7 @@ mod tests {
         queue.credit(1, 10);
         queue.credit(2, 10);
         for at in 0..4 {
-            queue.push(batch(0, &[at * 2 + 1, at * 2 + 2]));
+            queue.push(batch(0, &[at * 2 + 1, at * 2 + 2]), None);
         }
         queue.advance(ix(8));
         let sent: Vec<_> = std::iter::from_fn(|| queue.dispatch()).map(|d| d.session).collect();
@@ -411,13 +435,36 @@ mod tests {
     }
 
     #[test]
+    fn what_is_issued_again_is_given_up_and_the_rest_stays() {
+        let mut queue = Queue::new(2, ix(0));
+        queue.join(1);
+        queue.credit(1, 10);
+        queue.push(batch(0, &[1, 2]), None);
+        queue.push(batch(1, &[3, 6]), None);
+        queue.push(batch(0, &[5, 7]), None);
+        queue.advance(ix(7));
+        assert_eq!(queue.dispatch().map(|d| d.batch), Some(1));
+        queue.rewind(ix(5));
+        queue.push(batch(1, &[4, 5]), Some(ix(5)));
+        assert_eq!(indexes_of(&queue, 2), [3]);
+        assert_eq!(indexes_of(&queue, 4), [4], "5 is of the history before");
+        assert!(queue.batch(3).is_none());
+        queue.ack(1, &range(ix(1), ix(9)));
+        let ids: Vec<_> = std::iter::from_fn(|| queue.dispatch()).map(|d| d.batch).collect();
+        assert_eq!(ids, [2, 4]);
+        queue.ack(1, &range(ix(1), ix(9)));
+        queue.advance(ix(5));
+        assert_eq!((queue.watermark(), queue.bytes()), (ix(5), 0));
+    }
+
+    #[test]
     fn a_dead_member_gives_back_what_it_did_not_acknowledge_in_order() {
         let mut queue = Queue::new(1, ix(0));
         queue.join(1);
         queue.credit(1, 2);
-        queue.push(batch(0, &[1, 2, 3]));
-        queue.push(batch(0, &[4]));
-        queue.push(batch(0, &[5]));
+        queue.push(batch(0, &[1, 2, 3]), None);
+        queue.push(batch(0, &[4]), None);
+        queue.push(batch(0, &[5]), None);
         queue.advance(ix(5));
         while queue.dispatch().is_some() {}
         queue.ack(1, &range(ix(2), ix(2)));
@@ -437,13 +484,13 @@ mod tests {
         let mut queue = Queue::new(2, ix(0));
         queue.join(1);
         queue.credit(1, 100);
-        queue.push(batch(0, &[1]));
-        queue.push(batch(1, &[2]));
+        queue.push(batch(0, &[1]), None);
+        queue.push(batch(1, &[2]), None);
         while queue.dispatch().is_some() {}
         queue.join(2);
         queue.credit(2, 100);
-        queue.push(batch(0, &[3]));
-        queue.push(batch(1, &[4]));
+        queue.push(batch(0, &[3]), None);
+        queue.push(batch(1, &[4]), None);
         // One lane stays with 1 and goes on, the other one rests.
         let first = queue.dispatch().unwrap();
         assert_eq!(first.session, 1);
@@ -501,7 +548,7 @@ mod tests {
                         let indexes: Vec<u64> = (next..next + n).collect();
                         open.extend(indexes.iter().map(|&i| (i, lane)));
                         next += n;
-                        queue.push(batch(lane, &indexes));
+                        queue.push(batch(lane, &indexes), None);
                         queue.advance(ix(next - 1));
                     }
                     Step::Join(id) => {

@@ -47,8 +47,8 @@ pub fn floor(needs: impl IntoIterator<Item = Need>) -> Option<RecordIndex> {
 pub struct Retention {
     policy: ClearPolicy,
     cleared: RecordIndex,
-    /// An earlier life may have cleared up to here without noting it.
-    maybe_cleared: RecordIndex,
+    /// The MDT may have been told up to here, by this life or an earlier one.
+    told: RecordIndex,
     in_flight: Option<RecordIndex>,
     last_clear: Option<Now>,
     not_before: Option<Now>,
@@ -61,12 +61,13 @@ const MIN_PAUSE: Duration = Duration::from_millis(500);
 const MAX_PAUSE: Duration = Duration::from_secs(60);
 
 impl Retention {
-    /// For an MDT that was cleared up to `cleared` in an earlier life.
-    pub fn new(policy: ClearPolicy, cleared: RecordIndex) -> Self {
+    /// For an MDT that was cleared up to `cleared` in an earlier life, which may have been killed
+    /// while it was told to forget up to `told`.
+    pub fn new(policy: ClearPolicy, cleared: RecordIndex, told: RecordIndex) -> Self {
         Self {
             policy,
             cleared,
-            maybe_cleared: cleared,
+            told: told.max(cleared),
             in_flight: None,
             last_clear: None,
             not_before: None,
@@ -81,13 +82,7 @@ impl Retention {
 
     /// The MDT has forgotten up to here, or may at any moment.
     pub fn given_up(&self) -> RecordIndex {
-        self.in_flight.unwrap_or_default().max(self.cleared).max(self.maybe_cleared)
-    }
-
-    /// An earlier life, which may have been killed between a clear and the note of it, was allowed
-    /// to clear up to here.
-    pub fn was_allowed(&mut self, upto: RecordIndex) {
-        self.maybe_cleared = self.maybe_cleared.max(upto);
+        self.told
     }
 
     /// The index to clear now, if any; it counts as in flight until [`Self::done`] or
@@ -96,7 +91,8 @@ impl Retention {
         if self.in_flight.is_some() || self.not_before.is_some_and(|at| now < at) {
             return None;
         }
-        let target = floor.filter(|&floor| floor > self.cleared).unwrap_or(self.cleared);
+        // Never less than it may have been told already.
+        let target = floor.unwrap_or_default().max(self.told);
         if target == RecordIndex::ZERO {
             return None;
         }
@@ -108,6 +104,7 @@ impl Retention {
         };
         if due {
             self.in_flight = Some(target);
+            self.told = target;
         } else if step == 0 && self.last_clear.is_none() {
             self.last_clear = Some(now); // the keep-alive counts from our start
         }
@@ -119,7 +116,7 @@ impl Retention {
         if self.in_flight.is_some() {
             return None;
         }
-        let pending = floor.is_some_and(|floor| floor > self.cleared);
+        let pending = floor.unwrap_or_default().max(self.told) > self.cleared;
         let wait = if pending { self.policy.interval } else { self.policy.keep_alive };
         let regular = self.last_clear.map(|at| at + wait);
         regular.max(self.not_before)
@@ -134,6 +131,11 @@ impl Retention {
         self.failures = 0;
     }
 
+    /// It was not asked, after all.
+    pub fn put_off(&mut self) {
+        self.in_flight = None;
+    }
+
     /// It has not. Tried again later, further apart each time.
     pub fn failed(&mut self, now: Now) {
         self.in_flight = None;
@@ -145,7 +147,8 @@ impl Retention {
     /// Indexes from `from` on are issued again; what was cleared of them is void.
     pub fn rewind(&mut self, from: RecordIndex) {
         self.cleared = self.cleared.min(from.prev());
-        self.maybe_cleared = self.maybe_cleared.min(from.prev());
+        self.told = self.told.min(from.prev());
+        self.in_flight = None;
     }
 }
 
@@ -167,7 +170,7 @@ mod tests {
             records: 100,
             keep_alive: Duration::from_secs(3600),
         };
-        Retention::new(policy, ix(cleared))
+        Retention::new(policy, ix(cleared), ix(0))
     }
 
     #[test]
@@ -203,6 +206,20 @@ mod tests {
         let mut r = retention(50);
         assert_eq!(r.due(Some(ix(49)), at(0)), None);
         assert_eq!(r.due(Some(ix(49)), at(3_600_000)), Some(ix(50)), "but keeps itself alive");
+    }
+
+    #[test]
+    fn what_an_earlier_life_may_have_told_is_told_again_and_never_less() {
+        let policy = retention(0).policy;
+        let mut r = Retention::new(policy, ix(50), ix(70));
+        assert_eq!(r.given_up(), ix(70), "a reader that is registered now begins after it");
+        assert_eq!(r.due(Some(ix(60)), at(0)), Some(ix(70)));
+        r.failed(at(0));
+        assert_eq!(r.due(None, at(500)), Some(ix(70)), "nobody registered changes nothing");
+        r.done(ix(70), at(600));
+        assert_eq!((r.cleared(), r.due(Some(ix(60)), at(5000))), (ix(70), None));
+        r.rewind(ix(40));
+        assert_eq!((r.cleared(), r.given_up()), (ix(39), ix(39)));
     }
 
     #[test]

@@ -113,28 +113,40 @@ impl Engine {
             }
             Op::Clear(op) => {
                 self.clear(&op, now)?;
-                Ok(self.answer_when_on_disk(peer, id, now))
+                Ok(self.tell_when_on_disk(peer, id, Ok(()), now))
             }
             Op::ReaderRegister(op) => {
-                self.register(&op, now)?;
-                Ok(self.answer_when_on_disk(peer, id, now))
+                let answer = self.register(&op, now);
+                Ok(self.tell_when_on_disk(peer, id, answer, now))
             }
             Op::ReaderDeregister(op) => {
-                self.deregister(&op, now)?;
-                Ok(self.answer_when_on_disk(peer, id, now))
+                let answer = self.deregister(&op, now);
+                Ok(self.tell_when_on_disk(peer, id, answer, now))
             }
             Op::ReaderList(op) => self.list(&op, now).map(|list| Some(Reply::ok(id, &list))),
             Op::Status(_) => Ok(Some(Reply::ok(id, &self.status(now)))),
         }
     }
 
-    fn answer_when_on_disk(&mut self, peer: &Peer, id: Option<u64>, now: Now) -> Option<Reply> {
+    /// The answer, or none yet: what it rests on has to be on disk first. That goes for a refusal,
+    /// too: "exists already" must still be true after a crash.
+    fn tell_when_on_disk(
+        &mut self,
+        peer: &Peer,
+        id: Option<u64>,
+        answer: Result<(), Refusal>,
+        now: Now,
+    ) -> Option<Reply> {
         id?;
+        let reply = match answer {
+            Ok(()) => done(id),
+            Err(Refusal { errno, text }) => Reply::error(id, errno, text),
+        };
         let nothing_to_write = self.dirty.changes.is_empty() && self.dirty.in_flight.is_none();
         if nothing_to_write {
-            return Some(done(id));
+            return Some(reply);
         }
-        self.dirty.waiting.push((peer.clone(), done(id)));
+        self.dirty.waiting.push((peer.clone(), reply));
         self.dirty.since.get_or_insert(now);
         self.commit_if_due(now);
         None
@@ -204,6 +216,12 @@ impl Engine {
         {
             reader.last_heard = now;
         }
+        // It goes on where it was, here or in an earlier session.
+        let continues = op.generation.is_some()
+            || (op.from == 0 && watermark.is_some_and(|w| w > RecordIndex::ZERO));
+        // What its reader has cleared meanwhile and the MDT has forgotten is no loss.
+        let cleared = watermark.unwrap_or_default().min(self.mdts[mdt].retention.given_up());
+        let merges = self.streams[stream].setup.merges;
         let session = Session {
             stream,
             mdt,
@@ -216,10 +234,9 @@ impl Engine {
             pending_start: Some(CatchUpStart {
                 stream,
                 mdt,
-                from: next,
-                // It goes on where it was, here or in an earlier session.
-                continues: op.generation.is_some()
-                    || (op.from == 0 && watermark.is_some_and(|w| w > RecordIndex::ZERO)),
+                from: next.max(cleared.next()),
+                continues,
+                generation,
                 follow: op.follow,
                 filter: tap.clone(),
             }),
@@ -243,6 +260,7 @@ impl Engine {
             rewind: rewind.map(RecordIndex::get),
             delivery,
             publish: self.streams[stream].setup.publish.clone(),
+            merges,
             topic: tap.map(|tap| topic_name(&self.streams[stream].setup.name, tap.id)),
             next: next.get(),
             watermark: watermark.map(RecordIndex::get),
@@ -293,7 +311,7 @@ impl Engine {
     }
 
     /// The lowest index that was issued again after generation `known`.
-    fn rewind_since(&self, mdt: usize, known: u16) -> Option<RecordIndex> {
+    pub(super) fn rewind_since(&self, mdt: usize, known: u16) -> Option<RecordIndex> {
         let rewinds = self.mdts.get(mdt)?.state.rewinds.get(usize::from(known)..)?;
         rewinds.iter().min().copied().map(RecordIndex::new)
     }
@@ -380,6 +398,11 @@ impl Engine {
         let stream = &mut self.streams[stream_at];
         let mut sent = stream.sent(mdt);
         sent.highest = sent.highest.max(had);
+        if stream.setup.merges {
+            // It says itself what its own run of the policies has dropped; another's does not count.
+            sent.low = sent.low.max(sent.highest);
+            sent.highest = sent.low;
+        }
         let Some(reader) = reader.and_then(|name| stream.readers.get_mut(&name)) else {
             return Ok(()); // ephemeral: there is nothing to remember
         };

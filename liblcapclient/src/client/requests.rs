@@ -51,9 +51,12 @@ impl<B: AsRef<[u8]>> Protocol<B> {
         }
     }
 
-    /// The application has settled these records of the queue.
-    pub fn settle_member(&mut self, ranges: &RangeSet) {
-        self.to_ack = join(&self.to_ack, ranges);
+    /// The application has settled these records of the queue, which it was given in that life
+    /// ([`super::Item::Life`]; 0 before the first).
+    pub fn settle_member(&mut self, ranges: &RangeSet, life: u64) {
+        if life == self.life {
+            self.to_ack = join(&self.to_ack, ranges);
+        }
     }
 
     /// Sends what there is to acknowledge at the next occasion, which is now.

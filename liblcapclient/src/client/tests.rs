@@ -101,7 +101,8 @@ impl Table {
                     }
                 }
                 Output::Deliver(Item::Gap(gap)) => self.gaps.push(gap),
-                Output::Deliver(Item::Low(_) | Item::Generation(_)) | Output::Answer(..) => {}
+                Output::Deliver(Item::Low(_) | Item::Generation(_) | Item::Life(_))
+                | Output::Answer(..) => {}
                 Output::Deliver(Item::End) => self.ended = true,
                 Output::Deliver(Item::Failed(error)) => self.failed = Some(error),
                 Output::Deliver(Item::Trouble(_)) => self.troubles += 1,
@@ -543,7 +544,7 @@ fn a_member_takes_redelivered_records_once_and_acknowledges_them_again() {
     table.records(Source::Queue, 1, 0, &[4, 1]);
     let mut settled = RangeSet::new();
     settled.insert(RecordIndex::new(4), RecordIndex::new(4));
-    table.client.settle_member(&settled);
+    table.client.settle_member(&settled, 0);
     table.wait(BEAT);
     let mut said = std::mem::take(&mut table.said).into_iter();
     let ack = said.find(|request| matches!(request.op, Op::Ack(_))).unwrap();

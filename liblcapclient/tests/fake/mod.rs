@@ -421,6 +421,7 @@ impl State {
             rewind,
             delivery,
             publish,
+            merges: false,
             topic: None,
             next,
             watermark,
