@@ -5,7 +5,7 @@
 //! are null or writable.
 
 mod context;
-mod hsm;
+pub mod hsm;
 
 use std::cell::RefCell;
 use std::ffi::{CStr, CString, c_char, c_int, c_longlong, c_void};
