@@ -1,0 +1,185 @@
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use lcap_wire::control::{
+    Delivery, MdtStatus, MemberStatus, ReaderStatus, Status, StreamMdtStatus, StreamStatus,
+};
+use ratatui::crossterm::event::KeyCode;
+
+use super::draw;
+use super::model::Model;
+use super::view::{View, Wish};
+use crate::screen::as_text;
+
+fn mdt(at: usize) -> String {
+    format!("lustre-MDT{at:04x}")
+}
+
+/// A site with so many MDTs, `records` records after its start.
+fn site(n_mdts: usize, records: u64) -> Status {
+    let mdts = (0..n_mdts).map(|at| MdtStatus {
+        name: mdt(at),
+        source: "device:".into(),
+        state: if at == 1 { "waiting" } else { "reading" }.into(),
+        reason: (at == 1).then(|| "cannot open /dev/changelog-lustre-MDT0001".into()),
+        read_index: 1_000_000 + records,
+        cleared_index: 999_000 + records,
+        lag_records: 1000,
+        records_read: records,
+        ..MdtStatus::default()
+    });
+    let by_mdt = |watermark: u64| -> BTreeMap<String, StreamMdtStatus> {
+        let of = StreamMdtStatus {
+            sent: records,
+            held: 7,
+            outstanding: 40,
+            watermark,
+            ..StreamMdtStatus::default()
+        };
+        (0..n_mdts).map(|at| (mdt(at), of)).collect()
+    };
+    let reader = |name: &str, sessions, suspended, behind: u64| ReaderStatus {
+        stream: "changelog".into(),
+        name: name.into(),
+        watermark: (0..n_mdts).map(|at| (mdt(at), 1_000_000 + records - behind)).collect(),
+        lag_records: behind,
+        suspended,
+        sessions,
+        idle_seconds: 7300,
+    };
+    let stream = |name: &str, delivery, readers, members| StreamStatus {
+        name: name.into(),
+        delivery,
+        mdts: by_mdt(999_990 + records),
+        readers,
+        members,
+    };
+    let readers = vec![
+        reader("audit", 1, false, 0),
+        reader("robinhood", 0, false, 1000),
+        reader("forgotten", 0, true, 123_456_789),
+    ];
+    let members =
+        vec![MemberStatus { session: 12, mdt: mdt(0), outstanding: 40, lanes: vec![0, 1, 2] }];
+    Status {
+        version: "0.1.0".into(),
+        epoch: 1,
+        mdts: mdts.collect(),
+        streams: vec![
+            stream("changelog", Delivery::Broadcast, readers, vec![]),
+            stream("work", Delivery::Queue, vec![], members),
+        ],
+    }
+}
+
+fn model(n_mdts: usize) -> Model {
+    let mut model = Model::default();
+    let start = Instant::now();
+    model.answered(start, site(n_mdts, 500_000));
+    model.answered(start + Duration::from_secs(2), site(n_mdts, 524_690));
+    model
+}
+
+fn picture(model: &Model, view: &mut View, columns: u16, lines: u16) -> String {
+    as_text(columns, lines, |frame| draw::draw(frame, model, view, Instant::now())).unwrap()
+}
+
+#[test]
+fn a_small_site_fits_an_80x24_terminal() {
+    let mut view = View::new(true, Duration::from_secs(1));
+    let text = picture(&model(2), &mut view, 80, 24);
+    let lines: Vec<&str> = text.lines().collect();
+    assert!(lines.iter().all(|line| line.chars().count() <= 80), "{text}");
+    let wants = [
+        (0, " lcapd 0.1.0  2 MDTs  4 clients  24,690/s  greatest lag 1,000"),
+        (1, "MDT                  STATE           READ/s          READ       CLEARED       LAG"),
+        (2, "lustre-MDT0000       reading         12,345       1524690       1523690     1,000"),
+        (4, "  cannot open /dev/changelog-lustre-MDT0001"),
+        (7, "changelog            broadcast    24,690         0        14        80        20"),
+        (11, "audit                changelog      connected      24,690         0  lustre-"),
+        (12, "robinhood            changelog      away 2h        24,690     1,000  lustre-"),
+        (13, "forgotten            changelog      suspended      24,690    123.4M  lustre-"),
+        (14, "member 12            work           3 lanes             0        40  lustre-"),
+        (23, " q quit  h help"),
+    ];
+    for (at, want) in wants {
+        assert!(lines[at].starts_with(want.get(..80).unwrap_or(want)), "{at}: {want}\n{text}");
+    }
+}
+
+#[test]
+fn any_size_of_site_and_terminal_can_be_drawn() {
+    for n_mdts in [0, 1, 3, 300] {
+        let model = model(n_mdts);
+        for (columns, lines) in [(1, 1), (5, 3), (40, 10), (80, 24), (200, 60)] {
+            let mut view = View::new(true, Duration::from_secs(1));
+            for key in ['m', 's', 's', 'z', 'z', 'h'] {
+                picture(&model, &mut view, columns, lines);
+                view.key(KeyCode::Char(key));
+                view.key(KeyCode::End);
+                view.key(KeyCode::Tab);
+            }
+        }
+    }
+}
+
+#[test]
+fn everything_can_be_scrolled_to_and_printed_at_once() {
+    let model = model(300);
+    let mut view = View::new(true, Duration::from_secs(1));
+    let text = picture(&model, &mut view, 80, 24);
+    assert!(text.contains("lustre-MDT0000") && !text.contains("lustre-MDT012b"), "{text}");
+    // 300 MDTs, and the line with the reason of one of them.
+    assert!(text.contains("of 301]"), "{text}");
+    view.key(KeyCode::End);
+    let text = picture(&model, &mut view, 80, 24);
+    assert!(text.contains("lustre-MDT012b") && text.contains("-301 of 301]"), "{text}");
+
+    let mut view = View::new(false, Duration::from_secs(1));
+    let lines = draw::lines_needed(&model, &view, 80);
+    let text = picture(&model, &mut view, 80, lines);
+    for want in ["lustre-MDT0000 ", "lustre-MDT012b ", "work ", "member 12"] {
+        assert!(text.contains(want), "{want}");
+    }
+}
+
+#[test]
+fn silence_is_told_and_another_life_has_no_rates() {
+    let mut model = model(1);
+    let now = Instant::now();
+    let text = |model: &Model| picture(model, &mut View::new(true, Duration::from_secs(1)), 80, 24);
+    model.failed(now, "no answer from tcp://mds1:8189".into());
+    model.failed(now, "no answer from tcp://mds1:8189".into());
+    assert!(
+        text(&model).contains("no answer for 0s: no answer from tcp://mds1"),
+        "{}",
+        text(&model)
+    );
+    model.answered(now, Status { epoch: 2, ..site(1, 10) });
+    assert!(!text(&model).contains("no answer"));
+    assert!(text(&model).contains("  0/s"), "{}", text(&model));
+}
+
+#[test]
+fn keys_do_what_the_help_says() {
+    let mut view = View::new(true, Duration::from_secs(1));
+    let model = model(2);
+    view.key(KeyCode::Char('h'));
+    assert!(picture(&model, &mut view, 80, 24).contains("any key closes this"));
+    assert_eq!(view.key(KeyCode::Char('x')), Wish::Stay);
+    assert!(!picture(&model, &mut view, 80, 24).contains("any key closes this"));
+    view.key(KeyCode::Char('m'));
+    assert!(picture(&model, &mut view, 80, 24).contains("work lustre-MDT0001"));
+    view.key(KeyCode::Char('3'));
+    view.key(KeyCode::Char('z'));
+    let text = picture(&model, &mut view, 80, 24);
+    assert!(text.contains("audit") && !text.contains("reading"), "{text}");
+    view.key(KeyCode::Char('s'));
+    let text = picture(&model, &mut view, 80, 24);
+    assert!(text.find("forgotten") < text.find("audit"), "sorted by lag:\n{text}");
+    assert_eq!(view.key(KeyCode::Char('-')), Wish::Pace);
+    assert_eq!(view.every(), Duration::from_secs(2));
+    assert_eq!(view.key(KeyCode::Char('q')), Wish::Leave);
+}
