@@ -135,6 +135,8 @@ pub(crate) fn grouped(n: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use ratatui::widgets::Paragraph;
+
     use super::*;
 
     #[test]
@@ -156,7 +158,9 @@ mod tests {
 
     #[test]
     fn a_picture_becomes_text() {
-        let text = as_text(10, 5, |frame| frame.render_widget("a\n\n b", frame.area())).unwrap();
+        let text =
+            as_text(10, 5, |frame| frame.render_widget(Paragraph::new("a\n\n b"), frame.area()))
+                .unwrap();
         assert_eq!(text, "a\n\n b\n");
     }
 }

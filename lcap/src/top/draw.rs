@@ -15,8 +15,7 @@ use crate::screen::number;
 
 const KEYS: &str = " q quit  h help  Tab panel  z zoom  s sort  m by MDT  p pause  +/- pace";
 
-const HELP: &str = "\
- Tab, 1, 2, 3     go to a panel: MDTs, streams, readers
+const HELP: &str = " Tab, 1, 2, 3     go to a panel: MDTs, streams, readers
  up, down, PgUp, PgDn, Home, End   scroll it
  z                it alone on the screen, and back
  s                sort by name, by lag, by rate
@@ -45,8 +44,19 @@ type Rows = Vec<(String, Mood)>;
 
 /// A panel in characters.
 struct Content {
+    title: &'static str,
+    /// Width of the first column.
+    name_width: usize,
+    /// Headings of the others.
     heading: String,
     rows: Rows,
+}
+
+impl Content {
+    /// Lines that it fills, with a blank one above all but the first.
+    fn height(&self, at: usize) -> u16 {
+        u16::try_from(self.rows.len() + 1 + usize::from(at > 0)).unwrap_or(u16::MAX)
+    }
 }
 
 /// Draws everything. `every`: how often lcapd is asked; nothing for a picture that is printed.
@@ -76,11 +86,9 @@ pub(super) fn draw(frame: &mut Frame<'_>, model: &Model, view: &mut View, now: I
 
 /// Lines that everything needs.
 pub(super) fn lines_needed(model: &Model, view: &View, width: u16) -> u16 {
-    let rows: usize = Panel::ALL
-        .iter()
-        .map(|panel| content(*panel, model, view, width.into()).rows.len() + 2)
-        .sum();
-    u16::try_from(rows + 2).unwrap_or(u16::MAX)
+    let panels = Panel::ALL.map(|panel| content(panel, model, view, width.into()));
+    let heights = panels.iter().enumerate().map(|(at, panel)| panel.height(at));
+    heights.fold(2, u16::saturating_add)
 }
 
 fn summary<'a>(model: &Model, view: &View, now: Instant, width: usize) -> Line<'a> {
@@ -120,8 +128,7 @@ fn pace(every: Duration) -> String {
 
 /// Every panel gets what it needs, if that fits; else the one in front gets most.
 fn heights(contents: &[Content; 3], view: &View, total: u16) -> [u16; 3] {
-    let needed =
-        [0, 1, 2].map(|at: usize| u16::try_from(contents[at].rows.len() + 2).unwrap_or(u16::MAX));
+    let needed = [0, 1, 2].map(|at: usize| contents[at].height(at));
     let front = view.panel() as usize;
     if view.zoomed() {
         let mut heights = [0; 3];
@@ -138,7 +145,7 @@ fn heights(contents: &[Content; 3], view: &View, total: u16) -> [u16; 3] {
         // The largest of the others gives first; the one in front keeps half of the screen.
         let others = (0..3).filter(|at| *at != front).max_by_key(|at| heights[*at]);
         let other = others.unwrap_or(front);
-        let least = total / 4;
+        let least = total * 3 / 10;
         let gives = if heights[other] > least { other } else { front };
         if heights[gives] == 0 {
             return heights;
@@ -151,25 +158,26 @@ fn draw_panel(frame: &mut Frame<'_>, panel: Panel, content: &Content, view: &mut
     if area.height == 0 {
         return;
     }
-    let room = usize::from(area.height.saturating_sub(2));
+    let blank = u16::from(panel != Panel::Mdts && !view.zoomed());
+    let area = Rect { y: area.y + blank, height: area.height.saturating_sub(blank), ..area };
+    let room = usize::from(area.height.saturating_sub(1));
     let first = view.scroll_to_fit(panel, content.rows.len(), room);
     let in_front = view.interactive() && view.panel() == panel;
     let mut style = Style::new().add_modifier(Modifier::BOLD);
     if in_front {
         style = style.fg(Color::Cyan);
     }
-    let heading = if content.rows.len() > room {
-        let last = (first + room).min(content.rows.len());
-        format!("{}   [{}-{last} of {}]", content.heading, first + 1, content.rows.len())
+    let (n, w) = (content.rows.len(), content.name_width);
+    let title = if n > room {
+        format!("{} [{}-{}/{n}]", content.title, first + 1, (first + room).min(n))
     } else {
-        content.heading.clone()
+        content.title.to_owned()
     };
+    let heading = format!("{title:<w$} {}", content.heading);
     let mut lines = vec![Line::styled(heading, style)];
     for (text, mood) in content.rows.iter().skip(first).take(room) {
         lines.push(Line::styled(text.clone(), mood.style()));
     }
-    let area = Rect { y: area.y + u16::from(panel != Panel::Mdts), ..area };
-    let area = area.intersection(frame.area());
     frame.render_widget(Paragraph::new(lines), area);
 }
 
@@ -208,12 +216,11 @@ fn order<R>(rows: &mut [R], view: &View, lag: impl Fn(&R) -> u64, rate: impl Fn(
 
 fn mdts(mut rows: Vec<MdtRow>, view: &View, width: usize) -> Content {
     order(&mut rows, view, |row| row.lag, |row| row.rate);
-    let w = name_width(width, 60, rows.iter().map(|row| row.name.len()).max().unwrap_or(0));
-    let wide = width > w + 60 + 12;
+    let w = name_width(width, 59, rows.iter().map(|row| row.name.len()).max().unwrap_or(0));
+    let wide = width > w + 59 + 12;
     let source = |text: &str| if wide { format!("  {text}") } else { String::new() };
     let heading = format!(
-        "{:<w$} {:<12} {:>9} {:>13} {:>13} {:>9}{}",
-        "MDT",
+        "{:<12} {:>9} {:>12} {:>12} {:>9}{}",
         "STATE",
         "READ/s",
         "READ",
@@ -224,7 +231,7 @@ fn mdts(mut rows: Vec<MdtRow>, view: &View, width: usize) -> Content {
     let mut lines = Rows::new();
     for row in rows {
         let text = format!(
-            "{:<w$.w$} {:<12.12} {:>9} {:>13} {:>13} {:>9}{}",
+            "{:<w$.w$} {:<12.12} {:>9} {:>12} {:>12} {:>9}{}",
             row.name,
             row.state,
             number(row.rate),
@@ -241,15 +248,15 @@ fn mdts(mut rows: Vec<MdtRow>, view: &View, width: usize) -> Content {
     if lines.is_empty() {
         lines.push(("  none".to_owned(), Mood::Quiet));
     }
-    Content { heading, rows: lines }
+    Content { title: "MDT", name_width: w, heading, rows: lines }
 }
 
 fn streams(mut rows: Vec<StreamRow>, view: &View, width: usize) -> Content {
     order(&mut rows, view, |row| row.lag, |row| row.rate);
     let w = name_width(width, 60, rows.iter().map(|row| row.name.len()).max().unwrap_or(0));
     let heading = format!(
-        "{:<w$} {:<9} {:>9} {:>9} {:>9} {:>9} {:>9}",
-        "STREAM", "DELIVERY", "SENT/s", "DROPPED/s", "HELD", "OUT", "LAG"
+        "{:<9} {:>9} {:>9} {:>9} {:>9} {:>9}",
+        "DELIVERY", "SENT/s", "DROPPED/s", "HELD", "OUT", "LAG"
     );
     let lines = rows.into_iter().map(|row| {
         let text = format!(
@@ -264,21 +271,19 @@ fn streams(mut rows: Vec<StreamRow>, view: &View, width: usize) -> Content {
         );
         (text, Mood::Quiet)
     });
-    Content { heading, rows: lines.collect() }
+    Content { title: "STREAM", name_width: w, heading, rows: lines.collect() }
 }
 
 fn clients(mut rows: Vec<ClientRow>, view: &View, width: usize) -> Content {
     order(&mut rows, view, |row| row.lag, |row| row.rate);
-    let w = name_width(width, 65, rows.iter().map(|row| row.name.len()).max().unwrap_or(0));
-    let heading = format!(
-        "{:<w$} {:<14} {:<11} {:>9} {:>9}  {}",
-        "READER, MEMBER", "STREAM", "STATE", "ACKED/s", "LAG", "MOST ON"
-    );
+    let w = name_width(width, 61, rows.iter().map(|row| row.name.len()).max().unwrap_or(0));
+    let heading =
+        format!("{:<12} {:<11} {:>9} {:>9}  {}", "STREAM", "STATE", "ACKED/s", "LAG", "MOST ON");
     let mut lines: Rows = rows
         .into_iter()
         .map(|row| {
             let text = format!(
-                "{:<w$.w$} {:<14.14} {:<11.11} {:>9} {:>9}  {}",
+                "{:<w$.w$} {:<12.12} {:<11.11} {:>9} {:>9}  {}",
                 row.name,
                 row.stream,
                 row.state,
@@ -293,5 +298,5 @@ fn clients(mut rows: Vec<ClientRow>, view: &View, width: usize) -> Content {
         let text = "  nobody is registered: nothing is kept, and nothing is cleared";
         lines.push((text.to_owned(), Mood::Notable));
     }
-    Content { heading, rows: lines }
+    Content { title: "READER", name_width: w, heading, rows: lines }
 }
