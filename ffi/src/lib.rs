@@ -26,6 +26,7 @@ pub mod nid;
 pub mod policy;
 pub mod poll;
 pub mod process;
+#[cfg(feature = "zmq")]
 pub mod received;
 pub mod record;
 pub mod repack;
