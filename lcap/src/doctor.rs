@@ -160,6 +160,13 @@ fn daemon(report: &mut Report, config: Option<&Config>) {
 const PATIENCE: Duration = Duration::from_secs(2);
 
 fn states(report: &mut Report, status: &Status) {
+    if let Some(error) = &status.store_error {
+        report.error(
+            "state",
+            format!("lcapd cannot write it, so it clears nothing: {error}"),
+            "make room; it goes on by itself",
+        );
+    }
     for mdt in &status.mdts {
         let reason = mdt.reason.as_deref().unwrap_or_default();
         match mdt.state.as_str() {

@@ -76,6 +76,9 @@ pub(super) fn draw(frame: &mut Frame<'_>, model: &Model, view: &mut View, now: I
         let text = format!(" no answer for {}: {why}", short(silence.as_secs()));
         let style = Style::new().fg(Color::Red).add_modifier(Modifier::REVERSED);
         frame.render_widget(Line::styled(text, style), bottom);
+    } else if let Some(error) = model.status().and_then(|status| status.store_error.as_ref()) {
+        let text = format!(" nothing is cleared, state cannot be written: {error}");
+        frame.render_widget(Line::styled(text, Mood::Alarming.style()), bottom);
     } else if view.interactive() {
         frame.render_widget(Line::styled(KEYS, Style::new().add_modifier(Modifier::DIM)), bottom);
     }

@@ -1,12 +1,10 @@
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use lcap_wire::control::{
-    Delivery, MdtStatus, MemberStatus, ReaderStatus, Status, StreamMdtStatus, StreamStatus,
-};
+use lcap_wire::control::Status;
 use ratatui::crossterm::event::KeyCode;
+use serde_json::{Value, json};
 
 use super::draw;
 use super::model::Model;
@@ -17,63 +15,49 @@ fn mdt(at: usize) -> String {
     format!("lustre-MDT{at:04x}")
 }
 
-/// A site with so many MDTs, `records` records after its start.
+/// A site with so many MDTs, `records` records after its start. As JSON, since lcapd may say more than
+/// is of interest here.
 fn site(n_mdts: usize, records: u64) -> Status {
-    let mdts = (0..n_mdts).map(|at| MdtStatus {
-        name: mdt(at),
-        source: "device:".into(),
-        state: if at == 1 { "waiting" } else { "reading" }.into(),
-        reason: (at == 1).then(|| "cannot open /dev/changelog-lustre-MDT0001".into()),
-        read_index: 1_000_000 + records,
-        cleared_index: 999_000 + records,
-        lag_records: 1000,
-        records_read: records,
-        ..MdtStatus::default()
+    let mdts = (0..n_mdts).map(|at| {
+        json!({
+            "name": mdt(at), "source": "device:", "state": if at == 1 { "waiting" } else { "reading" },
+            "reason": (at == 1).then_some("cannot open /dev/changelog-lustre-MDT0001"),
+            "read_index": 1_000_000 + records, "cleared_index": 999_000 + records,
+            "lag_records": 1000, "generation": 0, "records_read": records, "gaps": 0,
+        })
     });
-    let by_mdt = |watermark: u64| -> BTreeMap<String, StreamMdtStatus> {
-        let of = StreamMdtStatus {
-            sent: records,
-            held: 7,
-            outstanding: 40,
-            watermark,
-            ..StreamMdtStatus::default()
-        };
-        (0..n_mdts).map(|at| (mdt(at), of)).collect()
+    let by_mdt = |of: Value| -> Value { (0..n_mdts).map(|at| (mdt(at), of.clone())).collect() };
+    let reader = |name: &str, sessions: u64, suspended: bool, behind: u64| {
+        json!({
+            "stream": "changelog", "name": name, "lag_records": behind, "suspended": suspended,
+            "watermark": by_mdt((1_000_000 + records).saturating_sub(behind).into()),
+            "sessions": sessions, "idle_seconds": 7300,
+        })
     };
-    let reader = |name: &str, sessions, suspended, behind: u64| ReaderStatus {
-        stream: "changelog".into(),
-        name: name.into(),
-        watermark: (0..n_mdts)
-            .map(|at| (mdt(at), (1_000_000 + records).saturating_sub(behind)))
-            .collect(),
-        lag_records: behind,
-        suspended,
-        sessions,
-        idle_seconds: 7300,
+    let stream = |name: &str, delivery: &str, readers: &[Value], members: &[Value]| {
+        let at = json!({
+            "sent": records, "dropped": 0, "held": 7, "outstanding": 40, "low": 0, "sequence": 0,
+            "watermark": 999_990 + records,
+        });
+        json!({
+            "name": name, "delivery": delivery, "mdts": by_mdt(at), "readers": readers,
+            "members": members,
+        })
     };
-    let stream = |name: &str, delivery, readers, members| StreamStatus {
-        name: name.into(),
-        delivery,
-        mdts: by_mdt(999_990 + records),
-        readers,
-        members,
-    };
-    let readers = vec![
+    let readers = [
         reader("audit", 1, false, 0),
         reader("robinhood", 0, false, 1000),
         reader("forgotten", 0, true, 123_456_789),
     ];
-    let members =
-        vec![MemberStatus { session: 12, mdt: mdt(0), outstanding: 40, lanes: vec![0, 1, 2] }];
-    Status {
-        version: "0.1.0".into(),
-        epoch: 1,
-        mdts: mdts.collect(),
-        streams: vec![
-            stream("changelog", Delivery::Broadcast, readers, vec![]),
-            stream("work", Delivery::Queue, vec![], members),
+    let members = [json!({"session": 12, "mdt": mdt(0), "outstanding": 40, "lanes": [0, 1, 2]})];
+    let status = json!({
+        "version": "0.1.0", "epoch": 1, "mdts": mdts.collect::<Vec<_>>(),
+        "streams": [
+            stream("changelog", "broadcast", &readers, &[]),
+            stream("work", "queue", &[], &members),
         ],
-    }
+    });
+    serde_json::from_value(status).unwrap()
 }
 
 fn model(n_mdts: usize) -> Model {
