@@ -219,6 +219,23 @@ pub struct ActionItem<'a> {
     pub data: &'a [u8],
 }
 
+/// An item's head, as a C program passes it by its address.
+pub type ItemBytes = [u8; ITEM_HEAD_BYTES];
+
+impl<'a> ActionItem<'a> {
+    /// An item without its data; `None` if the head is too short by its own word.
+    pub fn of_head(head: &'a ItemBytes) -> Option<Self> {
+        let mut bare = *head;
+        let len: u32 = u32::from_ne_bytes(*head.first_chunk()?);
+        if (len as usize) < ITEM_HEAD_BYTES {
+            return None;
+        }
+        bare.get_mut(..4)?.copy_from_slice(&u32::try_from(ITEM_HEAD_BYTES).ok()?.to_ne_bytes());
+        let (item, _) = split_item(&bare).ok()?;
+        Some(Self { data: &[], ..item })
+    }
+}
+
 /// A list of requests with one archive id and one set of flags.
 #[derive(Clone, Copy, Debug)]
 pub struct ActionList<'a> {

@@ -3,7 +3,7 @@
 //!
 //! | mover says | behind it | lcapd says | behind it |
 //! | --- | --- | --- | --- |
-//! | `hello` | action lists of what it runs | `welcome`, `refused` | |
+//! | `hello` | action lists of what it holds, then [`Report`]s | `welcome`, `refused` | |
 //! | `credit` | | `work` | one action list |
 //! | `report` | [`Report`]s | `stored` | |
 //! | `heartbeat` | | `heartbeat` | |
@@ -92,6 +92,10 @@ pub struct Hello {
     /// First credit.
     #[serde(default)]
     pub upto: u64,
+    /// Sequences of reports that were not `stored`: they stand behind the lists, so that what has
+    /// ended is known before anything is given to others.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reports: Vec<u64>,
     /// Release of its library.
     #[serde(default)]
     pub version: String,
@@ -204,8 +208,8 @@ pub fn is_name(name: &str) -> bool {
 pub struct RequestKey {
     /// The coordinator's cookie.
     pub cookie: u64,
-    /// `hai_dfid` as it was sent.
-    pub dfid: Fid,
+    /// The file.
+    pub fid: Fid,
 }
 
 /// What became of a request at a mover.
@@ -245,7 +249,7 @@ impl Report {
 
     /// Its bytes.
     pub fn to_bytes(&self) -> [u8; REPORT_BYTES] {
-        let Self { key: RequestKey { cookie, dfid }, what, status } = *self;
+        let Self { key: RequestKey { cookie, fid }, what, status } = *self;
         let mut bytes = [0; REPORT_BYTES];
         let mut at = 0;
         let mut put = |part: &[u8]| {
@@ -255,9 +259,9 @@ impl Report {
             at += part.len();
         };
         put(&cookie.to_le_bytes());
-        put(&dfid.seq.to_le_bytes());
-        put(&dfid.oid.to_le_bytes());
-        put(&dfid.ver.to_le_bytes());
+        put(&fid.seq.to_le_bytes());
+        put(&fid.oid.to_le_bytes());
+        put(&fid.ver.to_le_bytes());
         put(&status.to_le_bytes());
         put(&(what as u32).to_le_bytes());
         bytes
@@ -274,8 +278,8 @@ impl Report {
             3 => What::Returned,
             _ => return None,
         };
-        let dfid = Fid { seq: long(8)?, oid: word(16)?, ver: word(20)? };
-        let key = RequestKey { cookie: long(0)?, dfid };
+        let fid = Fid { seq: long(8)?, oid: word(16)?, ver: word(20)? };
+        let key = RequestKey { cookie: long(0)?, fid };
         Some(Self { key, what, status: word(24)?.cast_signed() })
     }
 
@@ -295,11 +299,11 @@ mod tests {
 
     #[test]
     fn reports_keep_every_bit() {
-        let dfid = Fid { seq: u64::MAX - 1, oid: 0x8000_0001, ver: 3 };
+        let fid = Fid { seq: u64::MAX - 1, oid: 0x8000_0001, ver: 3 };
         let all = [
-            Report { key: RequestKey { cookie: u64::MAX, dfid }, what: What::Done, status: 0 },
-            Report { key: RequestKey { cookie: 1 << 31, dfid }, what: What::Refused, status: 2 },
-            Report { key: RequestKey { cookie: 0, dfid }, what: What::Begun, status: 0 },
+            Report { key: RequestKey { cookie: u64::MAX, fid }, what: What::Done, status: 0 },
+            Report { key: RequestKey { cookie: 1 << 31, fid }, what: What::Refused, status: 2 },
+            Report { key: RequestKey { cookie: 0, fid }, what: What::Begun, status: 0 },
             Report { key: RequestKey::default(), what: What::Returned, status: -5 },
         ];
         let mut frame = Vec::new();
