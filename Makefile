@@ -48,7 +48,7 @@ test: setup      ## everything that must pass before a change goes in
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 	$(MAKE) --no-print-directory examples PROFILE=debug
-	$(CARGO) test --workspace --locked
+	$(CARGO) test --workspace --locked $(TEST_FLAGS)
 	@if $(CARGO) deny --version >/dev/null 2>&1; then \
 		$(CARGO) deny --locked check --hide-inclusion-graph licenses bans sources; \
 	else echo 'licences of dependencies not checked: no cargo-deny here'; fi
