@@ -24,11 +24,8 @@ pub mod copytool;
 pub mod device;
 pub mod digits;
 pub mod fuse;
-<<<<<<< HEAD
 pub mod hsm;
-=======
 pub mod hsm_action;
->>>>>>> main
 pub mod llapi;
 pub mod name;
 pub mod nid;
