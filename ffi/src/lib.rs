@@ -17,6 +17,7 @@
 //! * [`process`]: environment and signals of the process that a library is a guest in.
 //! * [`received`]: frames that libzmq gave us.
 //! * [`zmq_frame`]: frames handed to libzmq without a copy.
+//! * [`zmq_monitor`]: what libzmq says of a socket's connection.
 //!
 //! No other crate describes a foreign layout; those above this one see safe types only.
 
@@ -39,6 +40,8 @@ pub mod repack;
 pub mod text;
 #[cfg(feature = "zmq")]
 pub mod zmq_frame;
+#[cfg(feature = "zmq")]
+pub mod zmq_monitor;
 
 #[cfg(test)]
 mod sample;
