@@ -9,6 +9,7 @@ pub mod clearer;
 pub mod config;
 pub mod engine;
 pub mod follower;
+pub mod hsm;
 pub mod log;
 pub mod overlap;
 pub mod pipeline;
