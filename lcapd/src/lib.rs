@@ -12,6 +12,7 @@ pub mod engine;
 pub mod figures;
 pub mod follower;
 pub mod health;
+pub mod hsm;
 pub mod http;
 pub mod log;
 pub mod metrics;

@@ -8,6 +8,7 @@
 //! * [`Builder`] and [`Client`]: records of one MDT.
 //! * [`Client::recv_hsm`]: events of its HSM actions, from a stream of kind `hsm`.
 //! * [`Control`]: one-shot requests (clear, readers, status).
+//! * [`mover::Mover`]: HSM requests, for who carries them out.
 //! * [`Direct`]: an MDT's records without lcapd, through liblustreapi.
 //! * [`client`]: the protocol without sockets; [`place`]: what was had; [`ack`]: what may be
 //!   acknowledged; [`batch`]: a message, record by record.
@@ -26,6 +27,7 @@ mod error;
 mod inbox;
 mod keys;
 mod log;
+pub mod mover;
 pub mod place;
 mod promise;
 mod session;
