@@ -4,6 +4,7 @@
 //! * [`name`]: typed names and numbers: [`MdtName`], [`RecordIndex`], [`Fid`].
 //! * [`record`]: the kernel's packed changelog record, borrowed from the buffer it came in.
 //! * [`nid`]: network addresses of clients.
+//! * [`hsm_action`]: changes of HSM actions, as lines of an MDT's list and as records.
 //! * [`text`]: one record as `lfs changelog` prints it.
 //! * [`repack`]: records in the shapes that liblustreapi gives them.
 //! * [`device`]: what the changelog device needs and std lacks.
@@ -20,12 +21,14 @@
 pub mod device;
 pub mod digits;
 pub mod fuse;
+pub mod hsm_action;
 pub mod llapi;
 pub mod name;
 pub mod nid;
 pub mod policy;
 pub mod poll;
 pub mod process;
+#[cfg(feature = "zmq")]
 pub mod received;
 pub mod record;
 pub mod repack;

@@ -2,12 +2,13 @@
 //!
 //! * [`frame`]: topics and the 64-byte header of data messages.
 //! * [`control`]: requests and replies, one JSON object per message.
-//! * [`json`]: a record as a line of JSON.
+//! * [`json`]: a record as a line of JSON. * [`hsm`]: an HSM action event as one.
 //! * [`ranges`]: sets of record indexes.
 #![forbid(unsafe_code)]
 
 pub mod control;
 pub mod frame;
+pub mod hsm;
 pub mod json;
 pub mod ranges;
 
