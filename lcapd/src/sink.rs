@@ -348,13 +348,19 @@ impl Sink {
         let until = self.grid.last_moment();
         loop {
             let filled = self.fill()?;
+            let is_over = Instant::now() >= until;
             let filled_some = !self.batch.is_empty();
             if let Some(raced) = self.finish(link)? {
                 return Ok(Some(raced));
             }
             if filled_some {
-                self.send(link)?; // and while Redis works on it, the next one is made
-                continue;
+                self.send(link)?;
+                if !is_over {
+                    continue; // while Redis works on it, the next one is made
+                }
+                if let Some(raced) = self.finish(link)? {
+                    return Ok(Some(raced));
+                }
             }
             self.settle(self.feed.mark());
             let upto = match (filled, self.feed.peek()) {
@@ -362,10 +368,9 @@ impl Sink {
                 _ => self.token.index,
             };
             self.writer.at_head(link, upto, self.batch.commands())?;
-            let is_over = filled != Filled::Later || until.is_some_and(|at| Instant::now() >= at);
             if !self.batch.is_empty() {
                 self.send(link)?;
-            } else if self.stopped() || is_over {
+            } else if self.stopped() || is_over || filled == Filled::Head {
                 return Ok(None);
             }
         }

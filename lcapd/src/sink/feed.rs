@@ -16,6 +16,8 @@ pub struct Mark {
     message: u64,
     /// Bytes before it within the message.
     offset: usize,
+    /// Index of the record before it.
+    last: RecordIndex,
 }
 
 /// What comes next.
@@ -85,17 +87,15 @@ impl Feed {
     pub fn take(&mut self) {
         let Some(message) = self.message(self.next) else { return };
         let body = message.body.as_slice();
-        let size = match message.header.kind {
-            Kind::Gap => body.len(),
-            _ => body.get(self.next.offset..).and_then(|rest| split_len(rest).ok()).map_or(
-                body.len(), // cannot be: the source's parser has passed it
-                |(size, _)| size,
-            ),
+        let rest = body.get(self.next.offset..).unwrap_or_default();
+        let (size, last) = match split_len(rest) {
+            Ok(found) if message.header.kind != Kind::Gap => found,
+            _ => (rest.len(), self.next.last),
         };
-        self.next.offset += size;
-        if self.next.offset >= body.len() {
-            self.next = Mark { message: self.next.message + 1, offset: 0 };
-        }
+        let end = self.next.offset + size;
+        let is_whole = end >= body.len();
+        let message = self.next.message + u64::from(is_whole);
+        self.next = Mark { message, offset: if is_whole { 0 } else { end }, last };
     }
 
     /// The stream's `low` at a place: everything up to it was taken or dropped by policies. And
@@ -103,14 +103,11 @@ impl Feed {
     pub fn low_at(&self, mark: Mark) -> Option<(RecordIndex, u16)> {
         if mark.offset > 0 {
             let message = self.message(mark)?;
-            let body = message.body.as_slice().get(..mark.offset)?;
-            let generation = message.header.generation;
             if is_ordered(message) {
-                let last = lcap_ffi::record::records(body).filter_map(Result::ok).last()?;
-                return Some((last.index(), generation));
+                return Some((mark.last, message.header.generation));
             }
         }
-        let before = Mark { message: mark.message.checked_sub(1)?, offset: 0 };
+        let before = Mark { message: mark.message.checked_sub(1)?, ..Mark::default() };
         let header = &self.message(before)?.header;
         Some((header.low, header.generation))
     }
@@ -126,16 +123,5 @@ impl Feed {
     /// Goes back: what was taken after the mark comes again.
     pub fn rewind(&mut self, mark: Mark) {
         self.next = mark;
-    }
-
-    /// Bytes that wait to be taken.
-    pub fn waiting_bytes(&self) -> usize {
-        let at = usize::try_from(self.next.message - self.dropped).unwrap_or(usize::MAX);
-        self.messages.iter().skip(at).map(|message| message.body.as_slice().len()).sum()
-    }
-
-    /// Forgets everything: it is read again from the source.
-    pub fn clear(&mut self) {
-        *self = Self::default();
     }
 }

@@ -11,6 +11,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 const SILENCE: Duration = Duration::from_secs(1);
 /// A burst that does not end by itself is broken off after so many intervals.
 const LONGEST: u32 = 10;
+/// Without bursts, work that waits for quiet moments is done this often all the same.
+const LONGEST_REAL_TIME: Duration = Duration::from_secs(10);
 
 /// The moments of a sink.
 #[derive(Clone, Copy, Debug)]
@@ -24,9 +26,11 @@ impl Grid {
         Self { interval }
     }
 
-    /// When a burst that begins now has to end, if it has to.
-    pub fn last_moment(&self) -> Option<Instant> {
-        (!self.interval.is_zero()).then(|| Instant::now() + self.interval * LONGEST)
+    /// When a burst that begins now has to end.
+    pub fn last_moment(&self) -> Instant {
+        let longest =
+            if self.interval.is_zero() { LONGEST_REAL_TIME } else { self.interval * LONGEST };
+        Instant::now() + longest
     }
 
     /// When the next burst begins; `None`: whenever there is something.

@@ -212,3 +212,81 @@ impl Mirror {
         self.by_key.insert(key, sharing);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn slot(rec: u32) -> Slot {
+        Slot { cat: 1, rec }
+    }
+
+    fn id(ms: u64) -> EntryId {
+        EntryId { ms, seq: 0 }
+    }
+
+    fn state(key: u64) -> Option<Summary> {
+        Some(Summary { key, state: 0 })
+    }
+
+    fn oldest(mirror: &Mirror) -> Vec<(u64, u32)> {
+        mirror.oldest().map(|(id, slot)| (id.ms, slot.rec)).collect()
+    }
+
+    #[test]
+    fn names_of_entries_are_read_and_written() {
+        let entry: EntryId = "1795307338419-7".parse().unwrap();
+        assert_eq!(entry, EntryId { ms: 1_795_307_338_419, seq: 7 });
+        assert_eq!(entry.next().to_string(), "1795307338419-8");
+        assert_eq!(EntryId { ms: 1, seq: u64::MAX }.next().to_string(), "2-0");
+        for bad in ["", "1", "1-", "-1", "1-x", "$"] {
+            assert!(bad.parse::<EntryId>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_oldest_are_known_by_their_last_entries() {
+        let mut mirror = Mirror::default();
+        mirror.apply(slot(1), id(10), state(1));
+        mirror.apply(slot(2), id(20), state(2));
+        mirror.apply(slot(1), id(30), state(1));
+        assert_eq!(oldest(&mirror), [(20, 2), (30, 1)]);
+        mirror.apply(slot(2), id(40), None);
+        assert_eq!(oldest(&mirror), [(30, 1)]);
+        assert_eq!(mirror.len(), 1);
+    }
+
+    #[test]
+    fn what_is_sent_counts_and_is_named_or_taken_back() {
+        let mut mirror = Mirror::default();
+        mirror.apply(slot(1), id(10), state(1));
+        let first = mirror.send(slot(1), state(1));
+        let second = mirror.send(slot(2), state(2));
+        assert_eq!(mirror.len(), 2);
+        assert_eq!(oldest(&mirror), [], "what has no name cannot be trimmed by");
+        // The next batch is made while the first one is on its way.
+        let third = mirror.send(slot(2), None);
+        let fourth = mirror.send(slot(1), state(1));
+        mirror.confirm([(first, id(50)), (second, id(51))].into_iter());
+        assert_eq!(mirror.len(), 1);
+        // That one is lost: what the first one left is there again.
+        mirror.abandon();
+        assert_eq!(oldest(&mirror), [(50, 1), (51, 2)]);
+        let _ = (third, fourth);
+    }
+
+    #[test]
+    fn actions_with_one_key_are_told_apart() {
+        let mut mirror = Mirror::default();
+        mirror.apply(slot(1), id(10), state(7));
+        mirror.apply(slot(2), id(20), state(7));
+        mirror.apply(slot(3), id(30), state(8));
+        mirror.apply(slot(2), id(40), None);
+        assert_eq!(mirror.slot_of_key(7), Some(slot(1)));
+        mirror.apply(slot(1), id(50), None);
+        assert_eq!(mirror.slot_of_key(7), None);
+        // A slot that is taken by another action.
+        mirror.apply(slot(3), id(60), state(9));
+        assert_eq!((mirror.slot_of_key(8), mirror.slot_of_key(9)), (None, Some(slot(3))));
+    }
+}

@@ -8,8 +8,9 @@
 use std::hash::{DefaultHasher, Hasher as _};
 
 use lcap_ffi::digits::{push_dec, push_hex};
+use lcap_ffi::MdtName;
+use lcap_ffi::hsm_action::line::write_fid;
 use lcap_ffi::hsm_action::{EventKind, HsmActionEvent, Slot};
-use lcap_ffi::{Fid, MdtName};
 use serde::Deserialize;
 
 /// What an entry may have beyond what the original has, and what it may lack.
@@ -75,7 +76,7 @@ impl Schema {
     fn note_key(&mut self, event: &HsmActionEvent<'_>) {
         self.key.clear();
         self.key.extend_from_slice(self.qualifier.as_bytes());
-        push_fid(&mut self.key, event.fields.fid);
+        write_fid(event.fields.fid, &mut self.key);
         self.key.push(b':');
         self.key.extend_from_slice(event.action_name());
     }
@@ -108,14 +109,14 @@ impl Schema {
             self.purged(slot, seconds, out);
             string(out, "action", action);
             out.extend_from_slice(b", \"fid\": \"");
-            push_fid(out, fid);
+            write_fid(fid, out);
             out.push(b'"');
         } else {
             out.extend_from_slice(b"{\"cat_idx\": ");
             push_dec(out, slot.cat.into());
             number(out, "rec_idx", slot.rec.into());
             out.extend_from_slice(b", \"fid\": \"");
-            push_fid(out, event.fields.fid);
+            write_fid(event.fields.fid, out);
             out.push(b'"');
             string(out, "action", event.action_name());
             string(out, "status", event.status_name());
@@ -232,16 +233,6 @@ pub fn as_update(data: &[u8]) -> Vec<u8> {
     [before, b"\"event_type\": \"UPDATE\"", after].concat()
 }
 
-/// `0xSEQ:0xOID:0xVER`, without brackets.
-fn push_fid(out: &mut Vec<u8>, fid: Fid) {
-    out.extend_from_slice(b"0x");
-    push_hex(out, fid.seq);
-    out.extend_from_slice(b":0x");
-    push_hex(out, fid.oid.into());
-    out.extend_from_slice(b":0x");
-    push_hex(out, fid.ver.into());
-}
-
 fn number(out: &mut Vec<u8>, key: &str, n: u64) {
     out.extend_from_slice(b", \"");
     out.extend_from_slice(key.as_bytes());
@@ -279,6 +270,127 @@ fn push_escaped(out: &mut Vec<u8>, value: &[u8]) {
                     out.extend_from_slice(format!("\\u{unit:04x}").as_bytes());
                 }
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lcap_ffi::RecordIndex;
+    use lcap_ffi::hsm_action::line::ActionLine;
+    use lcap_ffi::hsm_action::{EventSource, RecordTime, StatusCode};
+
+    use super::*;
+
+    const LINE: &[u8] = b"lrh=[type=10680000 len=192 idx=517/2] fid=[0x2c0005000:0x8:0x0] \
+        dfid=[0x2c0005000:0x8:0x0] compound/cookie=0x0/0x6b023300 action=ARCHIVE archive#=1 \
+        flags=0x0 extent=0x0-0xffffffffffffffff gid=0x0 datalen=5 status=STARTED data=[7461673D6D]";
+
+    fn event(line: &[u8]) -> HsmActionEvent<'_> {
+        HsmActionEvent {
+            index: RecordIndex::new(1),
+            prev: RecordIndex::ZERO,
+            time: RecordTime::new(1_795_307_338, 0),
+            created: RecordTime::new(1_795_307_000, 0),
+            kind: EventKind::New,
+            source: EventSource::Actions,
+            last_status: StatusCode::WAITING,
+            fields: ActionLine::parse(line).unwrap().fields,
+            raw: Some(line),
+            raw_is_cut: false,
+            is_snapshot: false,
+        }
+    }
+
+    fn written(shape: Shape, kind: EventKind, line: &[u8]) -> String {
+        let mut out = Vec::new();
+        Schema::new(&"elm-MDT0000".parse().unwrap(), shape).write(&event(line), kind, &mut out);
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn entries_are_those_of_the_original_to_the_byte() {
+        let line = str::from_utf8(LINE).unwrap();
+        let update = format!(
+            "{{\"cat_idx\": 517, \"rec_idx\": 2, \"fid\": \"0x2c0005000:0x8:0x0\", \"action\": \
+             \"ARCHIVE\", \"status\": \"STARTED\", \"event_type\": \"UPDATE\", \"mdt\": \
+             \"elm-MDT0000\", \"timestamp\": 1795307338, \"raw\": \"{line}\", \"action_key\": \
+             \"0x2c0005000:0x8:0x0:ARCHIVE\"}}"
+        );
+        assert_eq!(written(Shape::default(), EventKind::Update, LINE), update);
+        let hash = format!("{:x}", md5::compute(LINE));
+        let purged = format!(
+            "{{\"event_type\": \"PURGED\", \"mdt\": \"elm-MDT0000\", \"cat_idx\": 517, \
+             \"rec_idx\": 2, \"timestamp\": 1795307338, \"status\": \"PURGED\", \"action_key\": \
+             \"0x2c0005000:0x8:0x0:ARCHIVE\", \"hash\": \"{hash}\", \"action\": \"ARCHIVE\", \
+             \"fid\": \"0x2c0005000:0x8:0x0\"}}"
+        );
+        assert_eq!(written(Shape::default(), EventKind::Purged, LINE), purged);
+        let without_raw = Shape { raw: false, ..Shape::default() };
+        assert!(!written(without_raw, EventKind::New, LINE).contains("raw"));
+        let qualified = Shape { qualified: true, ..Shape::default() };
+        let key = "\"action_key\": \"elm:0x2c0005000:0x8:0x0:ARCHIVE\"";
+        assert!(written(qualified, EventKind::New, LINE).contains(key));
+        assert!(written(qualified, EventKind::Purged, LINE).contains(key));
+        let extra = Shape { extra: true, ..Shape::default() };
+        let own = ", \"cookie\": \"0x6b023300\", \"archive_id\": 1, \"created\": 1795307000, \
+                   \"last_status\": \"WAITING\"}";
+        assert!(written(extra, EventKind::Purged, LINE).ends_with(own));
+    }
+
+    #[test]
+    fn what_is_read_back_is_what_was_written() {
+        for kind in [EventKind::New, EventKind::Update, EventKind::Purged] {
+            for raw in [true, false] {
+                let shape = Shape { raw, ..Shape::default() };
+                let text = written(shape, kind, LINE);
+                let entry = Entry::parse(text.as_bytes()).unwrap();
+                assert_eq!(entry.is_purge(), kind == EventKind::Purged);
+                assert_eq!(entry.slot(), Some(Slot { cat: 517, rec: 2 }));
+                let mut schema = Schema::new(&"elm-MDT0000".parse().unwrap(), shape);
+                let summary = schema.summary(&event(LINE));
+                assert_eq!(entry.summary().key, summary.key);
+                assert_eq!(entry.summary() == summary, !entry.is_purge());
+            }
+        }
+    }
+
+    #[test]
+    fn a_purge_can_be_made_of_the_last_entry() {
+        let new = written(Shape::default(), EventKind::New, LINE);
+        let entry = Entry::parse(new.as_bytes()).unwrap();
+        let mut out = Vec::new();
+        let mut schema = Schema::new(&"elm-MDT0000".parse().unwrap(), Shape::default());
+        schema.write_purge_of(&entry, 1_795_307_338, &mut out);
+        assert_eq!(
+            String::from_utf8(out).unwrap(),
+            written(Shape::default(), EventKind::Purged, LINE)
+        );
+    }
+
+    #[test]
+    fn an_entry_again_is_an_update() {
+        let new = written(Shape::default(), EventKind::New, LINE);
+        let update = written(Shape::default(), EventKind::Update, LINE);
+        assert_eq!(as_update(new.as_bytes()), update.as_bytes());
+        assert_eq!(as_update(update.as_bytes()), update.as_bytes());
+    }
+
+    #[test]
+    fn strings_are_ascii_and_valid_whatever_the_line_holds() {
+        let cases: [(&[u8], &str); 4] = [
+            (b"tab\tquote\"back\\slash", "tab\\tquote\\\"back\\\\slash"),
+            (b"\x01\x7f\n\r\x08\x0c", "\\u0001\\u007f\\n\\r\\b\\f"),
+            ("é\u{1f600}".as_bytes(), "\\u00e9\\ud83d\\ude00"),
+            (b"\xff", "\\ufffd"),
+        ];
+        for (bytes, want) in cases {
+            let mut out = Vec::new();
+            push_escaped(&mut out, bytes);
+            assert_eq!(String::from_utf8(out.clone()).unwrap(), want);
+            let back: String =
+                serde_json::from_str(&format!("\"{}\"", String::from_utf8(out).unwrap())).unwrap();
+            assert_eq!(back, String::from_utf8_lossy(bytes));
         }
     }
 }

@@ -7,7 +7,9 @@ use std::sync::Once;
 use std::time::Duration;
 
 use redis::{Client, ClientTlsConfig, Connection, ErrorKind, IntoConnectionInfo as _};
-use redis::{RedisError, TlsCertificates, Value};
+use redis::{RedisError, TlsCertificates};
+
+pub use redis::Value;
 
 /// How long Redis may take to connect or to answer, unless told otherwise.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
