@@ -235,7 +235,7 @@ fn digit(c: u8) -> Option<u8> {
 }
 
 fn is_data(digits: &[u8]) -> bool {
-    digits.len() % 2 == 0
+    digits.len().is_multiple_of(2)
         && digits.len() <= 2 * MAX_DATA_BYTES
         && digits.iter().all(|c| digit(*c).is_some())
 }
