@@ -42,7 +42,7 @@ use config::{SinkConfig, SinkKind};
 use feed::{Feed, Item, Mark};
 use grid::Grid;
 use hsm::HsmWriter;
-pub use hsm::{LiveState, Snapshot};
+pub use hsm::{LiveState, ReadSnapshot, Snapshot};
 use target::{Commands, Link, TargetError};
 use token::{Batch, Sent, Token};
 
@@ -200,9 +200,7 @@ impl Sink {
         let key = format!("{}:{mdt}", config.prefix);
         let writer: Box<dyn Writer> = match &config.kind {
             SinkKind::Changelog(options) => Box::new(ChangelogWriter::new(key, &mdt, options)),
-            SinkKind::Hsm(options) => {
-                Box::new(HsmWriter::new(key, &mdt, &owner, options, state))
-            }
+            SinkKind::Hsm(options) => Box::new(HsmWriter::new(key, &mdt, &owner, options, state)),
         };
         Self {
             token_key: format!("lcap:sink:{}:{mdt}", config.prefix),

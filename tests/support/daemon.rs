@@ -55,7 +55,16 @@ impl Setup {
         let control = format!("ipc://{}/control", dir.path().display());
         let state_dir = dir.path().join("state");
         let server = String::new();
-        Self { dir, control, tcp: false, state_dir, server, mdts: Vec::new(), streams: Vec::new(), more: String::new() }
+        Self {
+            dir,
+            control,
+            tcp: false,
+            state_dir,
+            server,
+            mdts: Vec::new(),
+            streams: Vec::new(),
+            more: String::new(),
+        }
     }
 
     /// On TCP ports that the kernel chooses now; they stay the same over restarts.

@@ -153,9 +153,9 @@ pub fn entries(link: &mut Link, key: &str) -> Vec<StreamEntry> {
     let answer = link.call(&[b"XRANGE", key.as_bytes(), b"-", b"+"]).expect("an answer");
     let parse = |entry| {
         let [id, fields] = as_list(entry)? else { return None };
-        let fields = as_list(fields)?.chunks_exact(2).map(|pair| {
-            Some((as_text(&pair[0])?.to_owned(), as_bytes(&pair[1])?.to_vec()))
-        });
+        let fields = as_list(fields)?
+            .chunks_exact(2)
+            .map(|pair| Some((as_text(&pair[0])?.to_owned(), as_bytes(&pair[1])?.to_vec())));
         let fields = fields.collect::<Option<_>>()?;
         Some(StreamEntry { id: as_text(id)?.to_owned(), fields })
     };

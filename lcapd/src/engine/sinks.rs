@@ -27,7 +27,11 @@ impl Engine {
             .collect();
         for name in gone {
             entry.readers.remove(&name);
-            warn!(stream = stream_name, sink = name, "sink is configured no more, its place is lost");
+            warn!(
+                stream = stream_name,
+                sink = name,
+                "sink is configured no more, its place is lost"
+            );
             self.dirty.add(Change::ReaderGone((stream_name.clone(), name)), now);
         }
         for name in names {

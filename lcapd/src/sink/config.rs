@@ -134,15 +134,14 @@ impl RawSink {
         let (password_file, ca_file) = (self.password_file.clone(), self.ca_file.clone());
         let credentials = Credentials { password_file, ca_file, client };
         let timeout = self.timeout.map_or(DEFAULT_TIMEOUT, |span| span.0);
-        let target = Target::new(self.redis.get_ref(), &credentials, timeout).map_err(|error| {
-            place.error(Some(at), "sink.redis", crate::reader::chain(&error))
-        })?;
+        let target = Target::new(self.redis.get_ref(), &credentials, timeout)
+            .map_err(|error| place.error(Some(at), "sink.redis", crate::reader::chain(&error)))?;
         let prefix = self.prefix(place, name, is_hsm)?;
-        if let Some(other) = others.iter().find(|other| {
-            other.prefix == prefix && other.target.to_string() == target.to_string()
-        }) {
-            let problem =
-                format!("{} writes to the same keys; give one a `prefix`", other.reader);
+        if let Some(other) = others
+            .iter()
+            .find(|other| other.prefix == prefix && other.target.to_string() == target.to_string())
+        {
+            let problem = format!("{} writes to the same keys; give one a `prefix`", other.reader);
             return Err(place.error(Some(self.redis.span()), "sink.prefix", problem));
         }
         let default_burst = Duration::from_secs(if is_hsm { 2 } else { 0 });
@@ -162,12 +161,7 @@ impl RawSink {
         Ok(format!("{PREFIX}{text}"))
     }
 
-    fn prefix(
-        &self,
-        place: &Place<'_>,
-        stream: &str,
-        is_hsm: bool,
-    ) -> Result<String, ConfigError> {
+    fn prefix(&self, place: &Place<'_>, stream: &str, is_hsm: bool) -> Result<String, ConfigError> {
         let Some(prefix) = &self.prefix else {
             return Ok(if is_hsm { "hsm:actions".to_owned() } else { format!("lcap:{stream}") });
         };
@@ -212,7 +206,8 @@ impl RawSink {
 
     fn hsm(&self) -> SinkKind {
         let default = HsmOptions::default();
-        let flag = |key: &Option<Spanned<bool>>, default| key.as_ref().map_or(default, |k| *k.get_ref());
+        let flag =
+            |key: &Option<Spanned<bool>>, default| key.as_ref().map_or(default, |k| *k.get_ref());
         let span =
             |key: &Option<Spanned<Span>>, default| key.as_ref().map_or(default, |k| k.get_ref().0);
         SinkKind::Hsm(HsmOptions {

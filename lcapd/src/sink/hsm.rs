@@ -251,11 +251,7 @@ impl HsmWriter {
     }
 
     /// The `data` of entries, in their order; `None` for one that is gone.
-    fn fetch(
-        &self,
-        link: &mut Link,
-        ids: &[EntryId],
-    ) -> Result<Vec<Option<Vec<u8>>>, TargetError> {
+    fn fetch(&self, link: &mut Link, ids: &[EntryId]) -> Result<Vec<Option<Vec<u8>>>, TargetError> {
         let mut commands = Commands::default();
         for id in ids {
             let id = id.to_string();

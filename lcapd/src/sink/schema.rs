@@ -7,8 +7,8 @@
 
 use std::hash::{DefaultHasher, Hasher as _};
 
-use lcap_ffi::digits::{push_dec, push_hex};
 use lcap_ffi::MdtName;
+use lcap_ffi::digits::{push_dec, push_hex};
 use lcap_ffi::hsm_action::line::write_fid;
 use lcap_ffi::hsm_action::{EventKind, HsmActionEvent, Slot};
 use serde::Deserialize;

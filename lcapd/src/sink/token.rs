@@ -36,8 +36,7 @@ fn ask(key: &str, commands: &mut Commands) {
 fn take(link: &mut Link) -> Result<Option<Token>, TargetError> {
     link.answer()?;
     let answer = link.answer()?;
-    let [owner, claim, index, generation] =
-        as_list(&answer).ok_or(TargetError::Answer("HMGET"))?
+    let [owner, claim, index, generation] = as_list(&answer).ok_or(TargetError::Answer("HMGET"))?
     else {
         return Err(TargetError::Answer("HMGET"));
     };
@@ -115,7 +114,8 @@ impl Batch {
     /// If the connection breaks.
     pub fn send(&mut self, link: &mut Link, key: &str, token: &Token) -> Result<(), TargetError> {
         let commands = &mut self.commands;
-        let numbers = [token.claim, token.index.get(), token.generation.into()].map(|n| n.to_string());
+        let numbers =
+            [token.claim, token.index.get(), token.generation.into()].map(|n| n.to_string());
         let mut set: Vec<&[u8]> = vec![b"HSET", key.as_bytes(), b"owner", token.owner.as_bytes()];
         for (field, number) in FIELDS.iter().skip(1).zip(&numbers) {
             set.extend([field, number.as_bytes()]);
