@@ -23,6 +23,7 @@ use crate::log::{Gap, MdtLog};
 use crate::pipeline::Outgoing;
 use crate::publisher::kind_on_wire;
 use crate::reader::ReaderStats;
+use crate::sink::config::SinkConfig;
 use crate::store::Change;
 use crate::taps::Taps;
 use crate::wake::Waker;
@@ -60,6 +61,17 @@ pub enum Outcome {
         proposed: RecordIndex,
         /// The answer.
         upto: RecordIndex,
+    },
+    /// A sink's target has confirmed records.
+    SinkSettled {
+        /// Numbers of the stream and the MDT.
+        place: (usize, usize),
+        /// The sink.
+        sink: Arc<SinkConfig>,
+        /// Up to here.
+        upto: RecordIndex,
+        /// The history that `upto` belongs to.
+        generation: u16,
     },
     /// The reader thread found records gone, or a new history of the MDT.
     Gap {
@@ -371,6 +383,9 @@ impl Server {
                 }
                 Outcome::PolicyAllows { stream, mdt, proposed, upto } => {
                     self.engine.policy_allows(stream, mdt, proposed, upto, now);
+                }
+                Outcome::SinkSettled { place, sink, upto, generation } => {
+                    self.engine.sink_settled(place, &sink.reader, upto, generation);
                 }
                 Outcome::Gap { mdt, gap } => self.engine.note_gap(mdt, gap, now),
             }

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result};
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
@@ -17,7 +17,8 @@ use lcap_ffi::{MdtName, RecordIndex};
 use lcap_wire::control::{Delivery, StreamKind};
 use tracing::{info, warn};
 
-use crate::actions::poller::Poller;
+use crate::actions::poller::{Poller, PollerStats};
+use crate::actions::presence::Presence;
 use crate::actions::upstream::JournalUpstream;
 use crate::actions::{Due, Journal};
 use crate::catch_up::{CatchUp, Handle, LiveWorker, Notify};
@@ -36,6 +37,8 @@ use crate::policy::{Chain, Loader, Module, PolicyConfig, PolicyError};
 use crate::publisher::{self, Publisher, Topic};
 use crate::reader::{Reader, ReaderStats, chain};
 use crate::server::{self, CatchUps, MdtEnd, Outcome, Server, WorkerEnd};
+
+use crate::sink::{self, LiveState, Sink};
 use crate::source::Upstream;
 use crate::store::{Change, Store};
 use crate::taps::Taps;
@@ -259,7 +262,12 @@ impl Daemon {
                 keep_alive: config.server.clear_keep_alive,
             },
         };
-        let engine = Engine::new(settings, mdt_setups, setups, &saved);
+        let mut engine = Engine::new(settings, mdt_setups, setups, &saved);
+        for stream in 0..config.streams.len() {
+            let sinks = config.sinks.iter().filter(|sink| sink.stream == stream);
+            let names: Vec<String> = sinks.map(|sink| sink.reader.clone()).collect();
+            engine.adopt_sinks(stream, &names, Duration::ZERO);
+        }
 
         let engine_waker = Waker::new()?;
         let (outcomes, outcomes_in) = unbounded();
@@ -395,6 +403,32 @@ impl Daemon {
             live.push(lives);
         }
 
+        let owner = if config.sinks.is_empty() { None } else { Some(state_owner(config)?) };
+        for (sink, owner) in config.sinks.iter().zip(owner.iter().cycle()) {
+            let kind = config.streams[sink.stream].kind;
+            for (at, mdt) in mdts.iter().enumerate().filter(|(_, mdt)| mdt.kind == kind) {
+                let waker = Waker::new()?;
+                let from = engine.sink_watermark(sink.stream, at, &sink.reader).next();
+                let follower = follower(mdt, from, from > RecordIndex::new(1), budget, &waker);
+                let chain = modules[sink.stream].chain(&mdt.name)?;
+                let parts = sink::Parts {
+                    place: (sink.stream, at),
+                    mdt: mdt.name.clone(),
+                    pipeline: Pipeline::new(follower, chain, started),
+                    owner: owner.clone(),
+                    state: hsm.presence_of(&mdt.name),
+                    stats: Arc::default(),
+                    outcomes: outcomes.clone(),
+                    engine: engine_waker.clone(),
+                    waker: waker.clone(),
+                    stop: Arc::clone(&intake.stop),
+                };
+                let mut sink = Sink::new(sink, parts);
+                intake.wakers.push(waker);
+                intake.spawn(&format!("sink-{}", mdt.name), move || sink.run())?;
+            }
+        }
+
         let (ready, ready_in) = unbounded();
         let catch_ups = CatchUpThreads {
             mdts,
@@ -502,8 +536,18 @@ fn idle_worker() -> Result<(WorkerEnd, LiveWorker)> {
 /// Journals of HSM events, and the threads that fill them.
 #[derive(Debug, Default)]
 struct HsmActions {
-    /// By MDT.
-    journals: Vec<(MdtName, String, Arc<Journal>, Due)>,
+    mdts: Vec<HsmMdt>,
+}
+
+/// Those of one MDT.
+#[derive(Debug)]
+struct HsmMdt {
+    name: MdtName,
+    /// Where its list is, for people.
+    place: String,
+    journal: Arc<Journal>,
+    due: Due,
+    stats: Arc<PollerStats>,
 }
 
 impl HsmActions {
@@ -519,19 +563,21 @@ impl HsmActions {
             let journal = Arc::new(Journal::open(&dir, config.server.hsm_max_events)?);
             let waker = Waker::new()?;
             let due = Due::new(waker.clone());
-            hsm.journals.push((
-                mdt.name.clone(),
-                place.to_string(),
-                Arc::clone(&journal),
-                due.clone(),
-            ));
+            let stats = Arc::new(PollerStats::default());
+            hsm.mdts.push(HsmMdt {
+                name: mdt.name.clone(),
+                place: place.to_string(),
+                journal: Arc::clone(&journal),
+                due: due.clone(),
+                stats: Arc::clone(&stats),
+            });
             let mut poller = Poller {
                 mdt: mdt.name.clone(),
                 place,
                 journal,
                 audit_interval: config.server.hsm_audit_interval,
                 due,
-                stats: Arc::default(),
+                stats,
                 waker: waker.clone(),
                 stop: Arc::clone(&intake.stop),
             };
@@ -539,6 +585,11 @@ impl HsmActions {
             intake.spawn(&format!("hsm-{}", mdt.name), move || poller.run())?;
         }
         Ok(hsm)
+    }
+
+    fn presence_of(&self, mdt: &MdtName) -> Option<Arc<dyn LiveState>> {
+        let of = self.mdts.iter().find(|of| of.name == *mdt)?;
+        Some(Arc::new(Presence { journal: Arc::clone(&of.journal), stats: Arc::clone(&of.stats) }))
     }
 }
 
@@ -548,7 +599,7 @@ fn units(config: &Config, hsm: &HsmActions) -> Result<Vec<Unit>> {
     for mdt in config.mdts.iter().filter(|mdt| mdt.source.is_changelog()) {
         let upstream =
             mdt.source.upstream(&mdt.name, mdt.user.as_deref(), &config.server.state_dir)?;
-        let due = hsm.journals.iter().find(|(name, ..)| *name == mdt.name);
+        let due = hsm.mdts.iter().find(|of| of.name == mdt.name);
         units.push(Unit {
             name: mdt.name.clone(),
             kind: StreamKind::Changelog,
@@ -556,17 +607,17 @@ fn units(config: &Config, hsm: &HsmActions) -> Result<Vec<Unit>> {
             clears: mdt.user.is_some() || !mdt.source.needs_user(),
             upstream,
             journal: None,
-            hsm_due: due.map(|(.., due)| due.clone()),
+            hsm_due: due.map(|of| of.due.clone()),
         });
     }
-    for (name, place, journal, _) in &hsm.journals {
+    for mdt in &hsm.mdts {
         units.push(Unit {
-            name: name.clone(),
+            name: mdt.name.clone(),
             kind: StreamKind::Hsm,
-            source_text: place.clone(),
+            source_text: mdt.place.clone(),
             clears: true,
-            upstream: Arc::new(JournalUpstream(Arc::clone(journal))),
-            journal: Some(Arc::clone(journal)),
+            upstream: Arc::new(JournalUpstream(Arc::clone(&mdt.journal))),
+            journal: Some(Arc::clone(&mdt.journal)),
             hsm_due: None,
         });
     }
@@ -682,6 +733,12 @@ impl CatchUps for CatchUpThreads {
         });
         spawned.map(|_| handle).map_err(|error| format!("cannot start a thread: {error}"))
     }
+}
+
+/// Who this lcapd is for other writers of its sinks.
+fn state_owner(config: &Config) -> Result<String> {
+    let dir = &config.server.state_dir;
+    sink::owner(dir).with_context(|| format!("state in {}", dir.display()))
 }
 
 /// Distinct for each life of lcapd, growing: the time of its start in microseconds.

@@ -7,3 +7,4 @@ mod commands;
 mod faults;
 mod hsm;
 mod relay;
+mod sink;
