@@ -20,6 +20,8 @@ use crate::source::SourceUri;
 /// A checked configuration.
 #[derive(Debug)]
 pub struct Config {
+    /// The file that it is from.
+    pub path: PathBuf,
     /// Of the daemon as a whole.
     pub server: Server,
     /// One per MDT.
@@ -47,6 +49,8 @@ pub struct Server {
     pub heartbeat: Duration,
     /// Where policy modules are looked for first.
     pub policy_path: Vec<PathBuf>,
+    /// A call into a policy module that takes longer is an error.
+    pub policy_timeout: Duration,
     /// `http`: accepted for the metrics endpoint.
     pub http: Option<String>,
 }
@@ -131,6 +135,7 @@ struct RawServer {
     max_idle: Option<Span>,
     max_lag: Option<u64>,
     policy_path: Vec<PathBuf>,
+    policy_timeout: Option<Span>,
     http: Option<String>,
     allow_plaintext: bool,
 }
@@ -313,7 +318,7 @@ impl Config {
         if streams.is_empty() {
             return Err(place.error(None, "stream", "no [[stream]] given; nobody could read"));
         }
-        Ok(Self { server, mdts, streams })
+        Ok(Self { path: path.to_owned(), server, mdts, streams })
     }
 }
 
@@ -365,6 +370,7 @@ impl RawServer {
             clear_keep_alive: seconds(self.clear_keep_alive, 3600),
             heartbeat: seconds(self.heartbeat, 1).max(Duration::from_millis(10)),
             policy_path: self.policy_path.clone(),
+            policy_timeout: seconds(self.policy_timeout, 10).max(Duration::from_millis(100)),
             http: self.http.clone(),
         })
     }

@@ -12,6 +12,7 @@ pub mod follower;
 pub mod log;
 pub mod overlap;
 pub mod pipeline;
+pub mod policies;
 pub mod policy;
 pub mod publisher;
 pub mod reader;

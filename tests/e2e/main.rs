@@ -5,4 +5,5 @@
 mod captures;
 mod commands;
 mod faults;
+mod policies;
 mod relay;
