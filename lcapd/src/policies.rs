@@ -8,7 +8,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
@@ -100,7 +100,7 @@ pub struct StreamPolicies {
     /// Calls that took too long.
     stuck: AtomicU64,
     /// Every chain that is at work, and for which MDT, for the watchdog.
-    at_work: Mutex<Vec<(String, Weak<ChainFigures>)>>,
+    at_work: Mutex<Vec<(String, Arc<ChainFigures>)>>,
 }
 
 impl StreamPolicies {
@@ -173,16 +173,13 @@ impl StreamPolicies {
     }
 
     fn note(&self, mdt: &MdtName, joint: &Joint) {
-        let mut at_work = lock(&self.at_work);
-        at_work.retain(|(_, figures)| figures.strong_count() > 0);
-        at_work.push((mdt.to_string(), Arc::downgrade(&joint.figures())));
+        lock(&self.at_work).push((mdt.to_string(), joint.figures()));
     }
 
     /// The watchdog.
     fn look(&self, limit: Duration) {
         let at_work: Vec<_> = lock(&self.at_work).clone();
-        for (mdt, figures) in at_work {
-            let Some(figures) = figures.upgrade() else { continue };
+        for (mdt, figures) in &at_work {
             match figures.look(limit) {
                 None => {}
                 Some(Noticed::Stuck { nth, since }) => {
@@ -201,6 +198,9 @@ impl StreamPolicies {
                 }
             }
         }
+        drop(at_work);
+        // Of a chain that is gone only we know.
+        lock(&self.at_work).retain(|(_, figures)| Arc::strong_count(figures) > 1);
     }
 }
 

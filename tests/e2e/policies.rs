@@ -82,7 +82,7 @@ fn whatever_a_module_does_wrong_no_record_is_lost() {
         ("past-the-end", "tokens while"),
         ("bad-verdict", "verdict 7 is unknown"),
         ("too-many", "claims 1025 decisions where 1024 fit"),
-        ("fail-enqueue", "enqueue() returned -12"),
+        ("fail-first-enqueue", "enqueue() returned -12"),
         ("fail-dequeue", "dequeue() returned -5"),
         ("hold-for-ever", "still held after a flush"),
     ];

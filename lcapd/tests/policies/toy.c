@@ -107,7 +107,7 @@ static int toy_enqueue(void *state, const struct lcap_policy_record *recs, size_
 	size_t i;
 
 	toy->calls++;
-	if (is(toy, "fail-enqueue") && toy->calls == 2)
+	if (is(toy, "fail-first-enqueue") || (is(toy, "fail-enqueue") && toy->calls == 2))
 		return -ENOMEM;
 	if (toy->n == 0)
 		toy->first_time = now_ns;
