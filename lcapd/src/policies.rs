@@ -18,6 +18,7 @@ use tracing::{error, info, warn};
 
 use crate::catch_up::LiveWorker;
 use crate::config::{Config, Stream};
+use crate::metrics::{Metrics, families as f};
 use crate::pipeline::Joint;
 use crate::policy::{Chain, ChainFigures, Loader, Module, Noticed, PolicyConfig, PolicyError};
 use crate::reader::chain;
@@ -89,6 +90,15 @@ impl Modules {
     }
 }
 
+/// What happened to a stream's policies.
+#[derive(Debug, Default)]
+struct Counts {
+    /// Calls that took too long.
+    long_calls: AtomicU64,
+    reloaded: AtomicU64,
+    refused: AtomicU64,
+}
+
 /// What one stream runs at present.
 #[derive(Debug)]
 pub struct StreamPolicies {
@@ -97,8 +107,7 @@ pub struct StreamPolicies {
     modules: Mutex<Modules>,
     /// Counts replacements.
     version: AtomicU64,
-    /// Calls that took too long.
-    stuck: AtomicU64,
+    counts: Arc<Counts>,
     /// Every chain that is at work, and for which MDT, for the watchdog.
     at_work: Mutex<Vec<(String, Arc<ChainFigures>)>>,
 }
@@ -118,7 +127,7 @@ impl StreamPolicies {
             mdts: mdts.into_iter().collect(),
             modules: Mutex::new(Modules::load(loader, stream)?),
             version: AtomicU64::new(0),
-            stuck: AtomicU64::new(0),
+            counts: Arc::default(),
             at_work: Mutex::default(),
         })
     }
@@ -138,9 +147,15 @@ impl StreamPolicies {
         self.version.load(Ordering::Acquire)
     }
 
-    /// Calls into modules that took longer than they may.
-    pub fn stuck(&self) -> u64 {
-        self.stuck.load(Ordering::Relaxed)
+    /// Registers what is counted here.
+    pub fn register(&self, metrics: &Metrics) {
+        let (stream, counts) = (self.name.clone(), Arc::clone(&self.counts));
+        metrics.register(move |samples| {
+            let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+            samples.put(&f::POLICY_LONG_CALLS, &[&stream], load(&counts.long_calls));
+            samples.put(&f::POLICY_RELOADS, &[&stream, "done"], load(&counts.reloaded));
+            samples.put(&f::POLICY_RELOADS, &[&stream, "refused"], load(&counts.refused));
+        });
     }
 
     /// For the live workers, by MDT.
@@ -183,7 +198,7 @@ impl StreamPolicies {
             match figures.look(limit) {
                 None => {}
                 Some(Noticed::Stuck { nth, since }) => {
-                    self.stuck.fetch_add(1, Ordering::Relaxed);
+                    self.counts.long_calls.fetch_add(1, Ordering::Relaxed);
                     error!(
                         stream = self.name,
                         mdt,
@@ -289,6 +304,9 @@ impl Keeper {
                     problem, "policies not reloaded, the old ones stay at work"
                 ),
             }
+            let counts = &stream.counts;
+            let counter = if done.is_ok() { &counts.reloaded } else { &counts.refused };
+            counter.fetch_add(1, Ordering::Relaxed);
             (request.answer)(&stream.name, done);
         }
     }

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,8 +23,12 @@ use crate::clearer::Clearer;
 use crate::config::{Config, Stream};
 use crate::engine::retention::ClearPolicy;
 use crate::engine::{CatchUpStart, Engine, MdtSetup, Settings, StreamSetup};
+use crate::figures::{self, Figures, ServerStats, StreamFigures};
 use crate::follower::Follower;
+use crate::health::{StatusPort, status_port};
+use crate::http::Http;
 use crate::log::MdtLog;
+use crate::metrics::Metrics;
 use crate::pipeline::Pipeline;
 use crate::policies::{Keeper, ReloadRequest, StreamPolicies, in_stream};
 use crate::policy::{Loader, PolicyError};
@@ -82,6 +87,7 @@ pub struct Daemon {
     patience: Duration,
     epoch: u64,
     endpoints: Vec<String>,
+    metrics: Metrics,
 }
 
 /// Threads that are stopped together.
@@ -244,6 +250,11 @@ impl Daemon {
         let (commits, commits_in) = unbounded();
         start_store(&mut outlet, store, commits_in, outcomes.clone(), engine_waker.clone())?;
 
+        let metrics = Metrics::default();
+        let (engine_status, questions) = status_port(engine_waker.clone());
+        let stream_figures: Vec<Arc<StreamFigures>> =
+            config.streams.iter().map(|_| Arc::default()).collect();
+
         let (mut mdts, mut mdt_ends) = (Vec::new(), Vec::new());
         for (at, mdt) in config.mdts.iter().enumerate() {
             let upstream =
@@ -303,6 +314,7 @@ impl Daemon {
                         epoch,
                         &mdts,
                         &taps[stream_at],
+                        &stream_figures[stream_at],
                     )?)
                 }
                 Delivery::Queue => None,
@@ -369,6 +381,7 @@ impl Daemon {
             outcomes: outcomes.clone(),
             waker: engine_waker.clone(),
         };
+        policies.iter().for_each(|policies| policies.register(&metrics));
         outlet.spawn("policies", move || keeper.run())?;
         let (ready, ready_in) = unbounded();
         let catch_ups = CatchUpThreads {
@@ -381,6 +394,17 @@ impl Daemon {
             waker: engine_waker.clone(),
             running: Arc::default(),
         };
+        let server_stats = Arc::new(ServerStats::default());
+        let names = config.streams.iter().map(|stream| stream.name.clone());
+        let own = Figures {
+            mdts: mdt_ends.iter().map(|m| (m.name.clone(), Arc::clone(&m.stats))).collect(),
+            streams: names.zip(stream_figures.iter().cloned()).collect(),
+            server: Arc::clone(&server_stats),
+            engine: engine_status.clone(),
+            started: SystemTime::now(),
+        };
+        own.register(&metrics);
+        let http = start_http(&mut core, config.server.http, &metrics, &engine_status)?;
         let mut server = Server {
             engine,
             sockets: routers,
@@ -396,6 +420,9 @@ impl Daemon {
             commits,
             outcomes: outcomes_in,
             outcome_sender: outcomes,
+            questions,
+            stats: server_stats,
+            figures: stream_figures,
             waker: engine_waker.clone(),
             stop: Arc::clone(&core.stop),
         };
@@ -406,10 +433,12 @@ impl Daemon {
             mdts = config.mdts.len(),
             streams = config.streams.len(),
             control = endpoints.first().map_or("", String::as_str),
+            http = http.map_or_else(|| "-".to_owned(), |address| address.to_string()),
             "lcapd is ready"
         );
         let patience = config.server.policy_timeout;
-        Ok(Self { threads: vec![intake, core, outlet], reloads, patience, epoch, endpoints })
+        let threads = vec![intake, core, outlet];
+        Ok(Self { threads, reloads, patience, epoch, endpoints, metrics })
     }
 
     /// One life of lcapd.
@@ -426,6 +455,11 @@ impl Daemon {
     pub fn reload(&self) {
         let request = ReloadRequest { stream: None, answer: Box::new(|_, _| {}) };
         let _ = self.reloads.send(request);
+    }
+
+    /// Where its figures are registered.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
     }
 
     /// Stops everything and waits for it.
@@ -459,6 +493,7 @@ fn start_publisher(
     epoch: u64,
     mdts: &[MdtParts],
     taps: &Taps,
+    figures: &Arc<StreamFigures>,
 ) -> Result<ToPublisher> {
     let (messages, received) = bounded(HANDOVER);
     let waker = Waker::new()?;
@@ -469,12 +504,31 @@ fn start_publisher(
         topics: mdts.iter().map(|mdt| Topic::new(&stream.name, &mdt.name)).collect(),
         messages: received,
         taps: taps.clone(),
+        figures: Arc::clone(figures),
         waker: waker.clone(),
         stop: Arc::clone(&outlet.stop),
     };
     outlet.wakers.push(waker.clone());
     outlet.spawn(&format!("pub-{}", stream.name), move || publisher.run())?;
     Ok((messages, waker))
+}
+
+/// Serves figures and health, if that is configured; says where.
+fn start_http(
+    stage: &mut Stage,
+    address: Option<SocketAddr>,
+    metrics: &Metrics,
+    engine: &StatusPort,
+) -> Result<Option<SocketAddr>> {
+    let Some(address) = address else { return Ok(None) };
+    let waker = Waker::new()?;
+    let router = figures::router(metrics.clone(), engine.clone());
+    let mut http = Http::bind(address, router, waker.clone(), Arc::clone(&stage.stop))
+        .with_context(|| format!("cannot bind http to {address}"))?;
+    let bound = http.address()?;
+    stage.wakers.push(waker);
+    stage.spawn("http", move || http.run())?;
+    Ok(Some(bound))
 }
 
 /// Commits what has gathered, one transaction at a time. Ends when the engine is gone.

@@ -334,6 +334,9 @@ pub struct Status {
     pub version: String,
     /// Its present life.
     pub epoch: u64,
+    /// Why state cannot be written, if it cannot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub store_error: Option<String>,
     /// Every MDT.
     pub mdts: Vec<MdtStatus>,
     /// Every stream.
@@ -383,6 +386,9 @@ pub struct StreamStatus {
     /// Its policy modules.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub policies: Vec<PolicyStatus>,
+    /// Sessions that are open now.
+    #[serde(default)]
+    pub sessions: u64,
 }
 
 /// One policy module of a stream on one MDT: `records_in = emitted + dropped + merged + held`.
@@ -443,6 +449,9 @@ pub struct StreamMdtStatus {
     /// Queue: records sent again.
     #[serde(default)]
     pub redelivered: u64,
+    /// A policy with `on_error = "stop"` failed: it stands still.
+    #[serde(default)]
+    pub stopped: bool,
 }
 
 /// One registered reader.
