@@ -226,12 +226,15 @@ fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
 /// What came of a reload, by stream.
 pub type Reloaded = Result<PolicyReloadReply, String>;
 
+/// Takes it, with the name of the stream.
+pub type Answer = Box<dyn FnMut(&str, Reloaded) + Send>;
+
 /// Asks for a reload.
 pub struct ReloadRequest {
     /// Number of the stream; all of them without.
     pub stream: Option<usize>,
     /// Takes what came of it, stream by stream, on the keeper's thread.
-    pub answer: Box<dyn FnMut(&str, Reloaded) + Send>,
+    pub answer: Answer,
 }
 
 impl fmt::Debug for ReloadRequest {
