@@ -17,7 +17,6 @@ use tracing::warn;
 
 use crate::follower::sleep_on;
 use crate::pipeline::{Outgoing, Pipeline, PipelineError, Poll};
-use crate::policies::StreamPolicies;
 use crate::reader::chain;
 use crate::source::WaitFor;
 use crate::taps::{Tap, filtered};
@@ -101,8 +100,6 @@ pub struct CatchUp {
     /// What is to be handed over first.
     outbox: VecDeque<Item>,
     phase: Phase,
-    /// The stream's policies, and the version that the pipeline has.
-    policies: Option<(Arc<StreamPolicies>, u64)>,
 }
 
 #[derive(Debug)]
@@ -143,42 +140,9 @@ impl CatchUp {
         let stop = Arc::new(AtomicBool::new(false));
         let handle = Handle { items: received, stop: Arc::clone(&stop), waker: waker.clone() };
         let (outbox, phase) = (VecDeque::new(), Phase::Past);
-        let catch_up = Self {
-            mdt,
-            pipeline,
-            live,
-            follow,
-            filter,
-            items,
-            notify,
-            waker,
-            stop,
-            outbox,
-            phase,
-            policies: None,
-        };
+        let catch_up =
+            Self { mdt, pipeline, live, follow, filter, items, notify, waker, stop, outbox, phase };
         (catch_up, handle)
-    }
-
-    /// Goes on through other policies when the stream does. `version` is that of the pipeline's.
-    pub fn keep_up_with(&mut self, policies: Arc<StreamPolicies>, version: u64) {
-        self.policies = Some((policies, version));
-    }
-
-    fn renew_policies(&mut self) {
-        let Some((policies, version)) = &mut self.policies else { return };
-        if policies.version() == *version {
-            return;
-        }
-        let renewed = policies.joint_for(&self.mdt).and_then(|(joint, present)| {
-            *version = present;
-            self.pipeline.replace(&joint, 0)
-        });
-        if let Err(error) = renewed {
-            *version = policies.version(); // once
-            warn!(mdt = %self.mdt, stream = policies.stream(), error = chain(&error),
-                "a client that catches up goes on through the old policies");
-        }
     }
 
     /// Works until the client has caught up, or is gone.
@@ -243,7 +207,6 @@ impl CatchUp {
 
     /// Reads towards the live stream, or the end.
     fn read_on(&mut self) -> Stepped {
-        self.renew_policies();
         match self.pipeline.poll() {
             Ok(Poll::Message(message)) => {
                 self.outbox.push_back(Item::Message(message));

@@ -8,6 +8,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use lcap_ffi::MdtName;
@@ -16,6 +17,7 @@ use serde::{Deserialize, Deserializer};
 use toml::Spanned;
 
 use crate::policy::PolicyConfig;
+use crate::sink::config::{RawSink, SinkConfig};
 use crate::source::SourceUri;
 
 /// A checked configuration.
@@ -29,6 +31,8 @@ pub struct Config {
     pub mdts: Vec<Mdt>,
     /// At least one.
     pub streams: Vec<Stream>,
+    /// Streams to other systems.
+    pub sinks: Vec<Arc<SinkConfig>>,
 }
 
 /// `[server]`.
@@ -121,6 +125,8 @@ struct RawConfig {
     mdt: Vec<RawMdt>,
     #[serde(default)]
     stream: Vec<RawStream>,
+    #[serde(default)]
+    sink: Vec<RawSink>,
 }
 
 #[derive(Deserialize, Default)]
@@ -172,7 +178,7 @@ struct ByteSize(usize);
 
 /// `"500ms"`, `"1s"`, `"30m"`, `"2h"`, `"7d"`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Span(Duration);
+pub(crate) struct Span(pub(crate) Duration);
 
 fn split_unit(text: &str) -> (Option<u64>, &str) {
     let text = text.trim();
@@ -228,13 +234,13 @@ impl<'de> Deserialize<'de> for Span {
 }
 
 /// Turns byte offsets of the file into errors with line numbers.
-struct Place<'a> {
+pub(crate) struct Place<'a> {
     file: &'a Path,
     text: &'a str,
 }
 
 impl Place<'_> {
-    fn error(
+    pub(crate) fn error(
         &self,
         at: Option<Range<usize>>,
         key: &str,
@@ -319,7 +325,11 @@ impl Config {
         if streams.is_empty() {
             return Err(place.error(None, "stream", "no [[stream]] given; nobody could read"));
         }
-        Ok(Self { path: path.to_owned(), server, mdts, streams })
+        let mut sinks = Vec::new();
+        for raw_sink in &raw.sink {
+            sinks.push(Arc::new(raw_sink.check(&place, &streams, &sinks)?));
+        }
+        Ok(Self { path: path.to_owned(), server, mdts, streams, sinks })
     }
 }
 

@@ -10,13 +10,16 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use lcap_ffi::RecordIndex;
+use lcap_ffi::{MdtName, RecordIndex};
 use lcap_wire::{Header, Kind};
+use tracing::warn;
 
 use crate::batch::Batch;
 use crate::follower::{Follower, Step};
 use crate::log::Gap;
+use crate::policies::StreamPolicies;
 use crate::policy::{Chain, ChainFigures, Nanos, PolicyError};
+use crate::reader::chain;
 use crate::source::{SourceError, WaitFor};
 use crate::wake::Waker;
 
@@ -105,6 +108,7 @@ pub struct Pipeline {
     mdt: u32,
     /// Dropped by policies that others took the place of.
     dropped_before: u64,
+    renewal: Option<Renewal>,
     /// What the policies would not take: one of them has stopped the stream.
     refused: Option<Step>,
     ready: VecDeque<Outgoing>,
@@ -113,6 +117,14 @@ pub struct Pipeline {
     /// The history that what is sent now belongs to.
     generation: u16,
     started: Instant,
+}
+
+/// Where a pipeline that no worker has learns of other policies.
+#[derive(Debug)]
+struct Renewal {
+    policies: Arc<StreamPolicies>,
+    version: u64,
+    mdt: MdtName,
 }
 
 impl Pipeline {
@@ -126,7 +138,31 @@ impl Pipeline {
         let low = follower.next_index().prev();
         let generation = follower.generation();
         let (ready, refused) = (VecDeque::new(), None);
-        Self { follower, joint, mdt, dropped_before: 0, refused, ready, low, generation, started }
+        Self {
+            follower,
+            joint,
+            mdt,
+            dropped_before: 0,
+            renewal: None,
+            refused,
+            ready,
+            low,
+            generation,
+            started,
+        }
+    }
+
+    /// The same, going on through other policies whenever the stream does. `version` is that of the
+    /// present ones.
+    #[must_use]
+    pub fn keeping_up_with(
+        mut self,
+        policies: Arc<StreamPolicies>,
+        version: u64,
+        mdt: &MdtName,
+    ) -> Self {
+        self.renewal = Some(Renewal { policies, version, mdt: mdt.clone() });
+        self
     }
 
     /// Who is to be woken when another pipeline has brought something out for this one.
@@ -206,6 +242,7 @@ impl Pipeline {
     /// # Errors
     /// [`PipelineError`]; nothing is lost, it can be asked again.
     pub fn poll(&mut self) -> Result<Poll, PipelineError> {
+        self.renew();
         if let Some(message) = self.next_ready() {
             return Ok(Poll::Message(message));
         }
@@ -285,6 +322,23 @@ impl Pipeline {
         self.dropped_before += dropped;
         self.note(taken);
         Ok(())
+    }
+
+    fn renew(&mut self) {
+        let Some(mut renewal) = self.renewal.take() else { return };
+        if renewal.policies.version() != renewal.version {
+            let made = renewal.policies.joint_for(&renewal.mdt);
+            let renewed = made.and_then(|(joint, version)| {
+                renewal.version = version;
+                self.replace(&joint, 0)
+            });
+            if let Err(error) = renewed {
+                renewal.version = renewal.policies.version(); // said once
+                warn!(mdt = %renewal.mdt, stream = renewal.policies.stream(),
+                    error = chain(&error), "what reads the past goes on through the old policies");
+            }
+        }
+        self.renewal = Some(renewal);
     }
 
     fn pull_if_due(&mut self) -> Result<(), PipelineError> {

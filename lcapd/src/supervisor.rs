@@ -35,6 +35,7 @@ use crate::policy::{Loader, PolicyError};
 use crate::publisher::{self, Publisher, Topic};
 use crate::reader::{Reader, ReaderStats, chain};
 use crate::server::{self, CatchUps, MdtEnd, Outcome, Server, WorkerEnd};
+use crate::sink::{self, Sink};
 use crate::source::Upstream;
 use crate::store::{Change, Store};
 use crate::taps::Taps;
@@ -243,6 +244,11 @@ impl Daemon {
             },
         };
         let mut engine = Engine::new(settings, mdt_setups.collect(), setups, &saved);
+        for stream in 0..config.streams.len() {
+            let sinks = config.sinks.iter().filter(|sink| sink.stream == stream);
+            let names: Vec<String> = sinks.map(|sink| sink.reader.clone()).collect();
+            engine.adopt_sinks(stream, &names, Duration::ZERO);
+        }
 
         let (mut intake, mut core, mut outlet) = (Stage::new(), Stage::new(), Stage::new());
         let engine_waker = Waker::new()?;
@@ -383,6 +389,33 @@ impl Daemon {
         };
         policies.iter().for_each(|policies| policies.register(&metrics));
         outlet.spawn("policies", move || keeper.run())?;
+        let owner = if config.sinks.is_empty() { None } else { Some(state_owner(config)?) };
+        for (sink, owner) in config.sinks.iter().zip(owner.iter().cycle()) {
+            for (at, mdt) in mdts.iter().enumerate() {
+                let waker = Waker::new()?;
+                let from = engine.sink_watermark(sink.stream, at, &sink.reader).next();
+                let follower = follower(mdt, from, from > RecordIndex::new(1), budget, &waker);
+                let policies = Arc::clone(&policies[sink.stream]);
+                let (joint, version) = policies.joint_for(&mdt.name)?;
+                let parts = sink::Parts {
+                    place: (sink.stream, at),
+                    mdt: mdt.name.clone(),
+                    pipeline: Pipeline::through(follower, joint, 0, started)
+                        .keeping_up_with(policies, version, &mdt.name),
+                    owner: owner.clone(),
+                    state: None,
+                    stats: Arc::default(),
+                    outcomes: outcomes.clone(),
+                    engine: engine_waker.clone(),
+                    waker: waker.clone(),
+                    stop: Arc::clone(&intake.stop),
+                };
+                let mut sink = Sink::new(sink, parts);
+                intake.wakers.push(waker);
+                intake.spawn(&format!("sink-{}", mdt.name), move || sink.run())?;
+            }
+        }
+
         let (ready, ready_in) = unbounded();
         let catch_ups = CatchUpThreads {
             mdts,
@@ -572,7 +605,11 @@ impl CatchUps for CatchUpThreads {
         let policies = Arc::clone(&self.policies[stream]);
         let (joint, version) = policies.joint_for(&parts.name).map_err(|error| chain(&error))?;
         let follower = follower(parts, from, continues, self.budget, &waker);
-        let mut pipeline = Pipeline::through(follower, joint, 0, self.started);
+        let mut pipeline = Pipeline::through(follower, joint, 0, self.started).keeping_up_with(
+            policies,
+            version,
+            &parts.name,
+        );
         if !follow {
             pipeline.want_end();
         }
@@ -580,7 +617,6 @@ impl CatchUps for CatchUpThreads {
         let live = self.live[stream][mdt].clone();
         let (mut catch_up, handle) =
             CatchUp::new(parts.name.clone(), pipeline, live, follow, filter, notify, waker);
-        catch_up.keep_up_with(policies, version);
         let running = Arc::clone(&self.running);
         let thread = thread::Builder::new().name("catch-up".to_owned());
         let spawned = thread.spawn(move || {
@@ -589,6 +625,12 @@ impl CatchUps for CatchUpThreads {
         });
         spawned.map(|_| handle).map_err(|error| format!("cannot start a thread: {error}"))
     }
+}
+
+/// Who this lcapd is for other writers of its sinks.
+fn state_owner(config: &Config) -> Result<String> {
+    let dir = &config.server.state_dir;
+    sink::owner(dir).with_context(|| format!("state in {}", dir.display()))
 }
 
 /// Distinct for each life of lcapd, growing: the time of its start in microseconds.

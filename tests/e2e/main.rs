@@ -7,3 +7,4 @@ mod commands;
 mod faults;
 mod policies;
 mod relay;
+mod sink;
