@@ -6,5 +6,6 @@ mod captures;
 mod commands;
 mod faults;
 mod hsm;
+mod policies;
 mod relay;
 mod sink;
