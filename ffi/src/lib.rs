@@ -9,6 +9,8 @@
 //! * [`repack`]: records in the shapes that liblustreapi gives them.
 //! * [`device`]: what the changelog device needs and std lacks.
 //! * [`fuse`]: what serves files of our own in place of that device.
+//! * [`hsm`]: action lists of the HSM coordinator.
+//! * [`copytool`]: liblustreapi's calls for who takes HSM requests.
 //! * [`llapi`]: liblustreapi, opened at run time.
 //! * [`policy`]: the table that a policy library exports (`include/lcap_policy.h`).
 //! * [`poll`]: waiting for descriptors by number.
@@ -19,9 +21,11 @@
 //!
 //! No other crate describes a foreign layout; those above this one see safe types only.
 
+pub mod copytool;
 pub mod device;
 pub mod digits;
 pub mod fuse;
+pub mod hsm;
 pub mod hsm_action;
 pub mod llapi;
 pub mod name;

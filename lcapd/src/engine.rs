@@ -6,6 +6,7 @@
 //!
 //! * [`position`]: one reader on one MDT. * [`queue`]: one queue stream on one MDT.
 //! * [`retention`]: when an MDT is cleared. * [`sessions`]: requests of clients.
+//! * [`sinks`]: readers that are part of lcapd.
 //! * [`status`]: what is shown to people.
 #![forbid(unsafe_code)]
 
@@ -13,6 +14,7 @@ pub mod position;
 pub mod queue;
 pub mod retention;
 pub mod sessions;
+pub mod sinks;
 mod status;
 
 use std::collections::BTreeMap;
@@ -20,10 +22,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lcap_ffi::{MdtName, RecordIndex};
-use lcap_wire::control::{Delivery, Reply};
+use lcap_wire::control::{Delivery, Reply, StreamKind};
 use tracing::{error, info, warn};
 
 use crate::pipeline::Outgoing;
+use crate::policy::FiguresSlot;
 use crate::store::{Change, MdtState, ReaderState, Saved};
 use crate::taps::{Tap, TapId};
 use position::{Position, Sent};
@@ -122,6 +125,15 @@ pub enum Effect {
         /// Given back with the answer.
         proposed: RecordIndex,
     },
+    /// Read a stream's policies again.
+    ReloadPolicies {
+        /// Number of the stream.
+        stream: usize,
+        /// Who asked.
+        peer: Peer,
+        /// Of the request.
+        id: Option<u64>,
+    },
 }
 
 /// What a catch-up reads.
@@ -141,6 +153,8 @@ pub struct CatchUpStart {
     pub follow: bool,
     /// Which records the client wants.
     pub filter: Option<Arc<Tap>>,
+    /// The present state first, and `from` means what comes after it.
+    pub snapshot: bool,
 }
 
 /// What the engine is told of an MDT when it is made.
@@ -148,10 +162,26 @@ pub struct CatchUpStart {
 pub struct MdtSetup {
     /// Its name.
     pub name: MdtName,
+    /// What this log of it holds: an MDT may have one of each kind.
+    pub kind: StreamKind,
     /// Its source, for people.
     pub source: String,
     /// We may clear it: we have a changelog user there.
     pub clears: bool,
+}
+
+/// What an MDT's log of that kind is called in the store.
+pub fn log_key(kind: StreamKind, mdt: &MdtName) -> String {
+    match kind {
+        StreamKind::Changelog => mdt.to_string(),
+        StreamKind::Hsm => format!("hsm:{mdt}"), // no MDT's name has a colon
+    }
+}
+
+impl MdtSetup {
+    fn key(&self) -> String {
+        log_key(self.kind, &self.name)
+    }
 }
 
 /// What the engine is told of a stream when it is made.
@@ -159,6 +189,8 @@ pub struct MdtSetup {
 pub struct StreamSetup {
     /// Its name.
     pub name: String,
+    /// Which logs it reads.
+    pub kind: StreamKind,
     /// Who gets what.
     pub delivery: Delivery,
     /// Where clients connect for data.
@@ -263,6 +295,8 @@ struct StreamMdt {
     /// What the policies last answered to a clear, and to which question.
     allowed: Option<(RecordIndex, RecordIndex)>,
     asked: Option<RecordIndex>,
+    /// What its policies do, for people.
+    policies: Arc<FiguresSlot>,
 }
 
 #[derive(Debug)]
@@ -351,7 +385,7 @@ impl Engine {
         let mdts: Vec<Mdt> = mdts
             .into_iter()
             .map(|setup| {
-                let state = saved.mdts.get(setup.name.as_str()).cloned().unwrap_or_default();
+                let state = saved.mdts.get(&setup.key()).cloned().unwrap_or_default();
                 let (cleared, told) = (state.cleared, state.clearing);
                 let (cleared, told) = (RecordIndex::new(cleared), RecordIndex::new(told));
                 let retention = Retention::new(settings.clear, cleared, told);
@@ -407,6 +441,22 @@ impl Engine {
         // A worker that has not seen a new history yet says nothing of it.
         let sent = if worker.generation == generation { worker.sent } else { entry.worker.sent };
         entry.worker = WorkerState { sent, ..worker };
+    }
+
+    /// Where the figures of a stream's policies are.
+    pub fn watch_policies(&mut self, stream: usize, mdt: usize, policies: &Arc<FiguresSlot>) {
+        if let Some(entry) = self.streams.get_mut(stream).and_then(|s| s.mdts.get_mut(mdt)) {
+            entry.policies = Arc::clone(policies);
+        }
+    }
+
+    /// A stream has other policies.
+    pub fn policies_replaced(&mut self, stream: usize, policy_clears: bool, merges: bool) {
+        if let Some(stream) = self.streams.get_mut(stream) {
+            stream.setup.policy_clears = policy_clears;
+            // What merging ones have dropped in this epoch does not settle for others later, either.
+            stream.setup.merges |= merges;
+        }
     }
 
     /// Notes how far an MDT's reader thread is.
@@ -515,25 +565,29 @@ impl Engine {
     }
 
     fn is_on_disk(&mut self, change: Change) {
-        let mdt_at = |name: &str| self.mdts.iter().position(|m| m.setup.name.as_str() == name);
+        let mdts = &self.mdts;
+        let mdt_at = |stream: &Stream, name: &str| {
+            mdts.iter().position(|m| m.setup.name.as_str() == name && stream.reads(m))
+        };
         match change {
             Change::Stream(stream, mdt, index) => {
-                let mdt = mdt_at(&mdt);
                 let stream = self.streams.iter_mut().find(|s| s.setup.name == stream);
+                let mdt = stream.as_ref().and_then(|stream| mdt_at(stream, &mdt));
                 if let Some(entry) = stream.zip(mdt).and_then(|(s, m)| s.mdts.get_mut(m)) {
                     entry.persisted = index;
                 }
             }
             Change::Watermark((stream, reader), mdt, index) => {
-                let mdt = mdt_at(&mdt);
                 let stream = self.streams.iter_mut().find(|s| s.setup.name == stream);
+                let mdt = stream.as_ref().and_then(|stream| mdt_at(stream, &mdt));
                 let reader = stream.and_then(|s| s.readers.get_mut(&reader));
                 if let Some(persisted) = reader.zip(mdt).and_then(|(r, m)| r.persisted.get_mut(m)) {
                     *persisted = index;
                 }
             }
-            Change::Mdt(name, state) => {
-                let Some(at) = mdt_at(&name) else { return };
+            Change::Mdt(key, state) => {
+                let at = self.mdts.iter().position(|mdt| mdt.setup.key() == key);
+                let Some(at) = at else { return };
                 let (mdt, generation) = (&mut self.mdts[at], state.generation);
                 let noted = |upto: &RecordIndex| {
                     upto.get() <= state.clearing && generation == mdt.state.generation
@@ -566,7 +620,7 @@ impl Engine {
                     info!(mdt = %entry.setup.name, upto = upto.get(), "changelog is cleared again");
                 }
                 entry.state.cleared = entry.retention.cleared().get();
-                let change = Change::Mdt(entry.setup.name.to_string(), entry.state.clone());
+                let change = Change::Mdt(entry.setup.key(), entry.state.clone());
                 self.dirty.add(change, now);
             }
             Err(NotCleared::NotNow) => entry.retention.put_off(),
@@ -622,6 +676,9 @@ impl Engine {
     fn settle_all(&mut self, now: Now) {
         for stream in &mut self.streams {
             for mdt_at in 0..self.mdts.len() {
+                if !stream.reads(&self.mdts[mdt_at]) {
+                    continue;
+                }
                 stream.settle(mdt_at, &self.mdts[mdt_at].setup.name, &mut self.dirty, now);
             }
         }
@@ -631,6 +688,9 @@ impl Engine {
         for mdt_at in 0..self.mdts.len() {
             let mut needs = Vec::with_capacity(self.streams.len());
             for (stream_at, stream) in self.streams.iter_mut().enumerate() {
+                if !stream.reads(&self.mdts[mdt_at]) {
+                    continue;
+                }
                 let need = stream.need(mdt_at);
                 needs.push(if stream.setup.policy_clears {
                     stream.ask_policy(stream_at, mdt_at, need, &mut self.effects)
@@ -655,7 +715,7 @@ impl Engine {
             }
             mdt.state.clearing = upto.get();
             mdt.to_clear = Some(upto);
-            let change = Change::Mdt(mdt.setup.name.to_string(), mdt.state.clone());
+            let change = Change::Mdt(mdt.setup.key(), mdt.state.clone());
             self.dirty.add(change, now);
         }
     }
@@ -679,10 +739,13 @@ impl Engine {
             let (max_idle, max_lag) = (stream.setup.max_idle, stream.setup.max_lag);
             for (name, reader) in &mut stream.readers {
                 let idle = now.saturating_sub(reader.last_heard);
-                if reader.state.suspended || idle <= max_idle {
+                let is_sink = name.starts_with(sinks::PREFIX);
+                if reader.state.suspended || idle <= max_idle || is_sink {
                     continue;
                 }
-                let lags = self.mdts.iter().zip(&reader.positions).map(|(mdt, position)| {
+                let own = self.mdts.iter().zip(&reader.positions);
+                let own = own.filter(|(mdt, _)| mdt.setup.kind == stream.setup.kind);
+                let lags = own.map(|(mdt, position)| {
                     mdt.now.read_index.get().saturating_sub(position.watermark().get())
                 });
                 let lag = lags.max().unwrap_or(0);
@@ -717,7 +780,7 @@ impl Engine {
         mdt.state.clearing = mdt.retention.given_up().get();
         mdt.to_clear = None;
         let name = mdt.setup.name.to_string();
-        self.dirty.add(Change::Mdt(name.clone(), mdt.state.clone()), now);
+        self.dirty.add(Change::Mdt(mdt.setup.key(), mdt.state.clone()), now);
         // What their clients say from now on may be of the history before: they start again, and
         // are told from where.
         let here: Vec<u64> =
@@ -725,7 +788,8 @@ impl Engine {
         for session in here {
             self.lose_session(session, libc::ESTALE, "the MDT began a new history", now);
         }
-        for stream in &mut self.streams {
+        let kind = self.mdts.get(mdt_at).map(|mdt| mdt.setup.kind);
+        for stream in self.streams.iter_mut().filter(|s| Some(s.setup.kind) == kind) {
             let stream_name = stream.setup.name.clone();
             let Some(entry) = stream.mdts.get_mut(mdt_at) else { continue };
             let before = gap.first.prev();
@@ -769,6 +833,7 @@ impl Stream {
                 at_end: false,
                 allowed: None,
                 asked: None,
+                policies: Arc::default(),
             }
         });
         let per_mdt = per_mdt.collect();
@@ -789,6 +854,12 @@ impl Stream {
         });
         let readers = readers.collect();
         Self { setup, mdts: per_mdt, readers, taps: Vec::new(), next_tap: 1 }
+    }
+
+    /// Whether it is a log of the kind that the stream carries. Of others the stream has entries, too,
+    /// so that one number means the same log everywhere, but nothing ever happens there.
+    fn reads(&self, mdt: &Mdt) -> bool {
+        self.setup.kind == mdt.setup.kind
     }
 
     /// What the stream needs of an MDT: only what is on disk counts.

@@ -3,6 +3,7 @@
 //! Records go `source → reader → log → follower → pipeline (policies) → worker → publisher or
 //! queue → client`, and acknowledgements come back `client → engine → store → clearer`.
 
+pub mod actions;
 pub mod batch;
 pub mod catch_up;
 pub mod clearer;
@@ -11,15 +12,18 @@ pub mod engine;
 pub mod figures;
 pub mod follower;
 pub mod health;
+pub mod hsm;
 pub mod http;
 pub mod log;
 pub mod metrics;
 pub mod overlap;
 pub mod pipeline;
+pub mod policies;
 pub mod policy;
 pub mod publisher;
 pub mod reader;
 pub mod server;
+pub mod sink;
 pub mod source;
 pub mod store;
 pub mod supervisor;

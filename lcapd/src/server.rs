@@ -9,19 +9,22 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender};
 use lcap_ffi::zmq_frame::send_shared;
 use lcap_ffi::{MdtName, RecordIndex};
-use lcap_wire::control::{Event, MAX_MESSAGE_BYTES, Reply, Request};
+use lcap_wire::control::{Event, MAX_MESSAGE_BYTES, Reply, Request, StreamKind};
 use lcap_wire::frame::topic;
 use lcap_wire::{Flags, Header, Kind};
 use tracing::{debug, warn};
 
 use crate::catch_up::{Handle, Item};
 use crate::engine::retention::Now;
-use crate::engine::{CatchUpStart, Effect, Engine, MdtNow, NotCleared, Peer, WorkerState};
+use crate::engine::{CatchUpStart, Effect, Engine, MdtNow, NotCleared, Peer, WorkerState, log_key};
 use crate::figures::{ServerStats, StreamFigures};
 use crate::health::StatusQuestions;
 use crate::log::{Gap, MdtLog};
 use crate::pipeline::Outgoing;
+use crate::policies::{ReloadRequest, Reloaded};
+use crate::publisher::kind_on_wire;
 use crate::reader::ReaderStats;
+use crate::sink::config::SinkConfig;
 use crate::store::Change;
 use crate::taps::Taps;
 use crate::wake::Waker;
@@ -62,6 +65,28 @@ pub enum Outcome {
         /// The answer.
         upto: RecordIndex,
     },
+    /// A stream has other policies.
+    PoliciesReplaced {
+        /// Number of the stream.
+        stream: usize,
+        /// They have a say in clearing.
+        clears: bool,
+        /// They make records of their own.
+        merges: bool,
+    },
+    /// The answer to a request that took another thread some time.
+    Answer(Peer, Reply),
+    /// A sink's target has confirmed records.
+    SinkSettled {
+        /// Numbers of the stream and the MDT.
+        place: (usize, usize),
+        /// The sink.
+        sink: Arc<SinkConfig>,
+        /// Up to here.
+        upto: RecordIndex,
+        /// The history that `upto` belongs to.
+        generation: u16,
+    },
     /// The reader thread found records gone, or a new history of the MDT.
     Gap {
         /// Number of the MDT.
@@ -89,6 +114,8 @@ pub struct WorkerEnd {
 pub struct MdtEnd {
     /// Its name.
     pub name: MdtName,
+    /// What its log holds.
+    pub kind: StreamKind,
     /// Its reader thread's figures.
     pub stats: Arc<ReaderStats>,
     /// What was read last.
@@ -151,6 +178,8 @@ pub struct Server {
     pub queue_limit_bytes: usize,
     /// Starts catch-up threads.
     pub catch_ups: Box<dyn CatchUps>,
+    /// Replaces policies.
+    pub reloads: Sender<ReloadRequest>,
     /// Sessions whose catch-up has something.
     pub ready: Receiver<u64>,
     /// The store's thread.
@@ -254,7 +283,9 @@ impl Server {
             };
             if changes.iter().any(of_it) {
                 let tail = mdt.log.tail(KEPT_DIGESTS);
-                changes.push(Change::Tail(mdt.name.to_string(), tail));
+                if !tail.is_empty() {
+                    changes.push(Change::Tail(log_key(mdt.kind, &mdt.name), tail));
+                }
             }
         }
         let _ = self.commits.send(changes);
@@ -380,6 +411,15 @@ impl Server {
                 Outcome::PolicyAllows { stream, mdt, proposed, upto } => {
                     self.engine.policy_allows(stream, mdt, proposed, upto, now);
                 }
+                Outcome::PoliciesReplaced { stream, clears, merges } => {
+                    self.engine.policies_replaced(stream, clears, merges);
+                }
+                Outcome::Answer(peer, reply) => {
+                    self.send_control(&peer, &reply.encode());
+                }
+                Outcome::SinkSettled { place, sink, upto, generation } => {
+                    self.engine.sink_settled(place, &sink.reader, upto, generation);
+                }
                 Outcome::Gap { mdt, gap } => self.engine.note_gap(mdt, gap, now),
             }
         }
@@ -433,6 +473,9 @@ impl Server {
                 Effect::AskPolicy { stream, mdt, readers, offer, proposed } => {
                     self.ask_policy(stream, mdt, readers, offer, proposed);
                 }
+                Effect::ReloadPolicies { stream, peer, id } => {
+                    self.reload_policies(stream, &peer, id);
+                }
             }
         }
     }
@@ -458,6 +501,22 @@ impl Server {
             answer: answer.into(),
         });
         worker.waker.wake();
+    }
+
+    /// The answer comes back as an outcome: loading a module and waiting for workers takes time.
+    fn reload_policies(&self, stream: usize, peer: &Peer, id: Option<u64>) {
+        let (outcomes, waker, peer) =
+            (self.outcome_sender.clone(), self.waker.clone(), peer.clone());
+        let answer = move |_: &str, reloaded: Reloaded| {
+            let reply = match reloaded {
+                Ok(reply) => Reply::ok(id, &reply),
+                Err(problem) => Reply::error(id, libc::EINVAL, problem),
+            };
+            let _ = outcomes.send(Outcome::Answer(peer.clone(), reply));
+            waker.wake();
+        };
+        let request = ReloadRequest { stream: Some(stream), answer: Box::new(answer) };
+        let _ = self.reloads.send(request); // fails only when lcapd stops
     }
 
     fn serve_catch_ups(
@@ -592,7 +651,8 @@ impl Server {
         body: lcap_ffi::zmq_frame::SharedBytes,
     ) -> Result<(), zmq::Error> {
         let topic = topic(&self.stream_names[stream], &self.mdts[mdt].name);
-        let header = Header { epoch: self.epoch, ..header };
+        let kind = kind_on_wire(header.kind, self.mdts[mdt].kind);
+        let header = Header { epoch: self.epoch, kind, ..header };
         let socket = &mut self.sockets[peer.socket];
         // ROUTER decides at the identity frame whether the whole message can go.
         socket.send(peer.identity.as_slice(), zmq::SNDMORE | zmq::DONTWAIT)?;

@@ -5,5 +5,8 @@
 mod captures;
 mod commands;
 mod faults;
+mod hsm;
 mod merging;
+mod policies;
 mod relay;
+mod sink;

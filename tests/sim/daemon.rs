@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use lcap_ffi::{MdtName, RecordIndex};
-use lcap_wire::control::{Delivery, Event, Reply, Request};
+use lcap_wire::control::{Delivery, Event, Reply, Request, StreamKind};
 use lcap_wire::frame::{parse_hello_topic, topic};
 use lcap_wire::{Flags, Header, Kind};
 use lcapd::catch_up::{CatchUp, Handle, Item, LiveWorker, Notify};
@@ -125,6 +125,7 @@ impl Life {
         let streams: Vec<StreamSetup> = (plan.streams.iter())
             .map(|stream| StreamSetup {
                 name: stream.name.clone(),
+                kind: StreamKind::Changelog,
                 delivery: stream.delivery,
                 publish: format!("ipc://{}", stream.name),
                 lanes: stream.lanes,
@@ -137,6 +138,7 @@ impl Life {
         let setups = plan.mdts.iter();
         let setups = setups.map(|(name, _)| MdtSetup {
             name: name.clone(),
+            kind: StreamKind::Changelog,
             source: String::new(),
             clears: true,
         });
@@ -170,6 +172,7 @@ impl Life {
                     engine: engine_waker.clone(),
                     waker,
                     stop: Arc::clone(&stop),
+                    hsm_due: None,
                 };
                 let (mdt, open, restarts) = (Arc::clone(mdt), None, 0);
                 MdtEnd { mdt, upstream, log, reader, open, restarts, stats }
@@ -212,6 +215,7 @@ impl Life {
                     commands: commands_in,
                     waker: waker.clone(),
                     stop: Arc::clone(&stop),
+                    hsm_due: None,
                     barriers: Vec::new(),
                     told_end: None,
                 };
@@ -443,8 +447,8 @@ impl Life {
                     net(&peer, Down::Control(bytes));
                 }
                 Effect::StartCatchUp { session, start } => {
-                    let CatchUpStart { stream, mdt, from, continues, generation, follow, filter } =
-                        start;
+                    let CatchUpStart { stream, mdt, from, continues, follow, filter, .. } = start;
+                    let generation = start.generation;
                     if self.mdts[mdt].log.head().1 != generation {
                         if let Some(peer) = self.engine.data_peer(session).cloned() {
                             let error = "the MDT begins a new history; try again".to_owned();
@@ -495,7 +499,9 @@ impl Life {
                         };
                         if changes.iter().any(of_it) {
                             let tail = self.mdts[at].log.tail(64);
-                            changes.push(Change::Tail(name.to_string(), tail));
+                            if !tail.is_empty() {
+                                changes.push(Change::Tail(name.to_string(), tail));
+                            }
                         }
                     }
                     self.commit = Some(changes);
@@ -503,8 +509,10 @@ impl Life {
                 Effect::Clear { mdt, upto, generation } => {
                     self.clears[mdt].push_back((upto, generation));
                 }
-
-                Effect::AskPolicy { .. } | Effect::OpenTap { .. } | Effect::CloseTap { .. } => {}
+                Effect::AskPolicy { .. }
+                | Effect::OpenTap { .. }
+                | Effect::CloseTap { .. }
+                | Effect::ReloadPolicies { .. } => {}
             }
         }
     }

@@ -37,6 +37,7 @@ pub struct Setup {
     mdts: Vec<(String, String)>,
     streams: Vec<Stream>,
     dies_with_parent: bool,
+    more: String,
 }
 
 impl Default for Setup {
@@ -55,9 +56,17 @@ impl Setup {
         let control = format!("ipc://{}/control", dir.path().display());
         let state_dir = dir.path().join("state");
         let server = String::new();
-        let (mdts, streams) = (Vec::new(), Vec::new());
-        let (tcp, dies_with_parent) = (false, false);
-        Self { dir, control, tcp, state_dir, server, mdts, streams, dies_with_parent }
+        Self {
+            dir,
+            control,
+            tcp: false,
+            state_dir,
+            server,
+            mdts: Vec::new(),
+            streams: Vec::new(),
+            more: String::new(),
+            dies_with_parent: false,
+        }
     }
 
     /// On TCP ports that the kernel chooses now; they stay the same over restarts.
@@ -117,6 +126,14 @@ impl Setup {
         self.stream(name, "queue", more)
     }
 
+    /// Further text of the configuration file.
+    #[must_use]
+    pub fn more(mut self, text: &str) -> Self {
+        self.more.push_str(text);
+        self.more.push('\n');
+        self
+    }
+
     fn stream(mut self, name: &str, delivery: &'static str, more: &str) -> Self {
         let publish = if self.tcp {
             format!("tcp://127.0.0.1:{}", free_port())
@@ -159,6 +176,7 @@ impl Setup {
                 "[[stream]]\nname = \"{name}\"\ndelivery = \"{delivery}\"\npublish = \"{publish}\"\n{more}\n"
             );
         }
+        text.push_str(&self.more);
         text
     }
 

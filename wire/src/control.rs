@@ -59,6 +59,8 @@ pub enum Op {
     ReaderList(ReaderList),
     #[serde(rename = "status")]
     Status(StatusRequest),
+    #[serde(rename = "policy.reload")]
+    PolicyReload(PolicyReload),
 }
 
 /// Asks who is there, and whether an MDT and a stream are served. Returns [`HelloReply`];
@@ -109,6 +111,28 @@ pub struct Start {
     /// broadcast stream.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub filter: Option<String>,
+    /// Of an HSM stream, from the beginning: the present state first (each action's last event, marked
+    /// as telling a state), then what comes after it, instead of all that has happened.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub snapshot: bool,
+}
+
+/// What a stream carries.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StreamKind {
+    /// Changelog records of MDTs.
+    #[default]
+    Changelog,
+    /// Events of their HSM actions.
+    Hsm,
+}
+
+impl StreamKind {
+    /// It carries changelog records.
+    pub fn is_changelog(&self) -> bool {
+        *self == Self::Changelog
+    }
 }
 
 /// How a stream is delivered.
@@ -294,6 +318,38 @@ pub struct ReaderList {
     pub stream: Option<String>,
 }
 
+/// Reads a stream's policies from the configuration again, and goes on through them without losing,
+/// repeating or reordering a record. Returns [`PolicyReloadReply`]; `EINVAL` with the reason if they
+/// cannot be used: the old ones are at work then.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyReload {
+    /// The stream.
+    pub stream: String,
+}
+
+/// What a stream runs now.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyReloadReply {
+    /// The stream.
+    pub stream: String,
+    /// In the order of the chain.
+    pub modules: Vec<LoadedModule>,
+    /// MDTs that a module does not return for; they follow when it does.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub waiting: Vec<String>,
+}
+
+/// A policy module that was loaded.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LoadedModule {
+    /// Its name.
+    pub module: String,
+    /// Its version.
+    pub version: String,
+    /// Its file.
+    pub path: String,
+}
+
 /// Asks for [`Status`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StatusRequest {}
@@ -310,6 +366,10 @@ pub struct Status {
     pub store_error: Option<String>,
     /// Every MDT.
     pub mdts: Vec<MdtStatus>,
+    /// The journal of HSM events of every MDT that has one: what `read_index` and the others count
+    /// are events.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hsm_mdts: Vec<MdtStatus>,
     /// Every stream.
     pub streams: Vec<StreamStatus>,
 }
@@ -347,6 +407,9 @@ pub struct StreamStatus {
     pub name: String,
     /// How it is delivered.
     pub delivery: Delivery,
+    /// What it carries.
+    #[serde(default, skip_serializing_if = "StreamKind::is_changelog")]
+    pub kind: StreamKind,
     /// By MDT name.
     pub mdts: BTreeMap<String, StreamMdtStatus>,
     /// Registered readers of a broadcast stream.
@@ -354,9 +417,49 @@ pub struct StreamStatus {
     /// Members of a queue stream.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub members: Vec<MemberStatus>,
+    /// Its policy modules.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub policies: Vec<PolicyStatus>,
     /// Sessions that are open now.
     #[serde(default)]
     pub sessions: u64,
+}
+
+/// One policy module of a stream on one MDT: `records_in = emitted + dropped + merged + held`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct PolicyStatus {
+    /// Its place in the chain, from 0.
+    pub nth: u32,
+    /// Its name.
+    pub module: String,
+    /// Its version.
+    pub version: String,
+    /// The MDT; none if it serves all of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mdt: Option<String>,
+    /// `active`, `bypassed` (it failed and is skipped), `failed` (and the stream with it), `stuck` (it
+    /// does not return from a call).
+    pub state: String,
+    /// What it did, if it is not active.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fault: Option<String>,
+    /// Records that it was given.
+    pub records_in: u64,
+    /// Records that it gave.
+    pub emitted: u64,
+    /// Records that it dropped.
+    pub dropped: u64,
+    /// Records that went into others of its making, less those.
+    pub merged: u64,
+    /// Records that it holds.
+    pub held: u64,
+    /// Time spent in it, in nanoseconds.
+    pub busy_ns: u64,
+    /// Calls into it.
+    pub calls: u64,
+    /// Its own figures.
+    #[serde(default, skip_serializing_if = "Value::is_null")]
+    pub own: Value,
 }
 
 /// One MDT in one stream.
@@ -540,6 +643,7 @@ mod tests {
             generation: None,
             follow: true,
             filter: None,
+            snapshot: false,
         };
         let text = r#"{"v":1,"id":7,"op":"start","stream":"changelog","mdt":"lustre-MDT0000","reader":"rbh","from":0,"follow":true}"#;
         let request = Request::new(7, Op::Start(start));
