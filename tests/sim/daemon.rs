@@ -215,7 +215,6 @@ impl Life {
                     commands: commands_in,
                     waker: waker.clone(),
                     stop: Arc::clone(&stop),
-                    hsm_due: None,
                     barriers: Vec::new(),
                     told_end: None,
                 };
