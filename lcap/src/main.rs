@@ -8,6 +8,7 @@ mod changelog;
 mod clear;
 mod demo;
 mod doctor;
+mod hsm;
 mod policy;
 mod reader;
 mod screen;
@@ -47,6 +48,8 @@ enum Command {
     Top(top::TopArgs),
     /// Say what is wrong with this installation, and what to type.
     Doctor(doctor::DoctorArgs),
+    /// Look at HSM actions: as a list, as a dashboard, as figures.
+    Hsm(hsm::HsmArgs),
     /// Write an MDT's records to a trace that `replay:` reads.
     Record(record::RecordArgs),
     /// Serve simulated MDTs as files that behave like changelog devices.
@@ -66,6 +69,7 @@ fn main() -> ExitCode {
         Command::Status(args) => status::run(&args),
         Command::Top(args) => top::run(&args),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Hsm(args) => hsm::run(&args),
         Command::Record(args) => record::run(&args),
         Command::Sim(args) => sim::run(&args),
         Command::Policy(args) => policy::run(&args),

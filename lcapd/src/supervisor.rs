@@ -14,14 +14,17 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context as _, Result};
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use lcap_ffi::{MdtName, RecordIndex};
-use lcap_wire::control::Delivery;
+use lcap_wire::control::{Delivery, StreamKind};
 use tracing::{info, warn};
 
+use crate::actions::poller::{Poller, PollerStats};
+use crate::actions::upstream::JournalUpstream;
+use crate::actions::{Due, Journal};
 use crate::catch_up::{CatchUp, Handle, LiveWorker, Notify};
 use crate::clearer::Clearer;
 use crate::config::{Config, Stream};
 use crate::engine::retention::ClearPolicy;
-use crate::engine::{CatchUpStart, Engine, MdtSetup, Settings, StreamSetup};
+use crate::engine::{CatchUpStart, Engine, MdtSetup, Settings, StreamSetup, log_key};
 use crate::figures::{self, Figures, ServerStats, StreamFigures};
 use crate::follower::Follower;
 use crate::health::{StatusPort, status_port};
@@ -33,7 +36,7 @@ use crate::policy::{Chain, Loader, Module, PolicyConfig, PolicyError};
 use crate::publisher::{self, Publisher, Topic};
 use crate::reader::{Reader, ReaderStats, chain};
 use crate::server::{self, CatchUps, MdtEnd, Outcome, Server, WorkerEnd};
-use crate::sink::{self, Sink};
+use crate::sink::{self, JournalState, LiveState, Sink};
 use crate::source::Upstream;
 use crate::store::{Change, Store};
 use crate::taps::Taps;
@@ -69,10 +72,36 @@ impl Budget {
     }
 }
 
+/// One log of an MDT, as it is to be read.
+struct Unit {
+    name: MdtName,
+    kind: StreamKind,
+    source_text: String,
+    clears: bool,
+    upstream: Arc<dyn Upstream>,
+    /// Of HSM events.
+    journal: Option<Arc<Journal>>,
+    /// To be told of HSM records.
+    hsm_due: Option<Due>,
+}
+
+impl Unit {
+    fn setup(&self) -> MdtSetup {
+        MdtSetup {
+            name: self.name.clone(),
+            kind: self.kind,
+            source: self.source_text.clone(),
+            clears: self.clears,
+        }
+    }
+}
+
 /// One MDT's shared parts.
 #[derive(Clone, Debug)]
 struct MdtParts {
     name: MdtName,
+    kind: StreamKind,
+    journal: Option<Arc<Journal>>,
     upstream: Arc<dyn Upstream>,
     log: Arc<MdtLog>,
 }
@@ -208,6 +237,7 @@ impl Daemon {
             endpoints.push(publish.clone());
             setups.push(StreamSetup {
                 name: stream.name.clone(),
+                kind: stream.kind,
                 delivery: stream.delivery,
                 publish,
                 lanes: stream.lanes,
@@ -216,11 +246,10 @@ impl Daemon {
                 max_lag: stream.max_lag,
             });
         }
-        let mdt_setups = config.mdts.iter().map(|mdt| MdtSetup {
-            name: mdt.name.clone(),
-            source: mdt.source_text.clone(),
-            clears: mdt.user.is_some() || !mdt.source.needs_user(),
-        });
+        let (mut intake, mut core, mut outlet) = (Stage::new(), Stage::new(), Stage::new());
+        let hsm = HsmActions::start(config, &mut intake)?;
+        let units = units(config, &hsm)?;
+        let mdt_setups: Vec<MdtSetup> = units.iter().map(Unit::setup).collect();
         let settings = Settings {
             epoch,
             seed: random(),
@@ -231,14 +260,13 @@ impl Daemon {
                 keep_alive: config.server.clear_keep_alive,
             },
         };
-        let mut engine = Engine::new(settings, mdt_setups.collect(), setups, &saved);
+        let mut engine = Engine::new(settings, mdt_setups, setups, &saved);
         for stream in 0..config.streams.len() {
             let sinks = config.sinks.iter().filter(|sink| sink.stream == stream);
             let names: Vec<String> = sinks.map(|sink| sink.reader.clone()).collect();
             engine.adopt_sinks(stream, &names, Duration::ZERO);
         }
 
-        let (mut intake, mut core, mut outlet) = (Stage::new(), Stage::new(), Stage::new());
         let engine_waker = Waker::new()?;
         let (outcomes, outcomes_in) = unbounded();
         let (commits, commits_in) = unbounded();
@@ -250,15 +278,20 @@ impl Daemon {
             config.streams.iter().map(|_| Arc::default()).collect();
 
         let (mut mdts, mut mdt_ends) = (Vec::new(), Vec::new());
-        for (at, mdt) in config.mdts.iter().enumerate() {
-            let upstream =
-                mdt.source.upstream(&mdt.name, mdt.user.as_deref(), &config.server.state_dir)?;
-            let start = (0..config.streams.len()).map(|s| engine.start_of(s, at)).min();
+        for (at, mdt) in units.iter().enumerate() {
+            let own = (0..config.streams.len()).filter(|&s| config.streams[s].kind == mdt.kind);
+            let start = own.map(|s| engine.start_of(s, at)).min();
             let start = start.unwrap_or(RecordIndex::new(1));
             let waker = Waker::new()?;
             let generation = engine.generation_of(at);
             let log = MdtLog::new(budget.log_bytes, start, generation, waker.clone());
-            let parts = MdtParts { name: mdt.name.clone(), upstream, log: Arc::new(log) };
+            let parts = MdtParts {
+                name: mdt.name.clone(),
+                kind: mdt.kind,
+                journal: mdt.journal.clone(),
+                upstream: Arc::clone(&mdt.upstream),
+                log: Arc::new(log),
+            };
             let stats = Arc::new(ReaderStats::default());
             stats.read_index.store(start.prev().get(), Ordering::Relaxed);
             let mut reader = Reader {
@@ -268,11 +301,12 @@ impl Daemon {
                 log: Arc::clone(&parts.log),
                 stats: Arc::clone(&stats),
                 read_bytes: budget.read_bytes,
-                known: saved.tails.get(mdt.name.as_str()).cloned().unwrap_or_default(),
+                known: saved.tails.get(&log_key(mdt.kind, &mdt.name)).cloned().unwrap_or_default(),
                 outcomes: outcomes.clone(),
                 engine: engine_waker.clone(),
                 waker: waker.clone(),
                 stop: Arc::clone(&intake.stop),
+                hsm_due: mdt.hsm_due.clone(),
             };
             intake.wakers.push(waker);
             intake.spawn(&format!("rd-{}", mdt.name), move || reader.run())?;
@@ -290,7 +324,7 @@ impl Daemon {
             };
             outlet.spawn("clearer", move || clearer.run())?;
             let log = Arc::clone(&parts.log);
-            mdt_ends.push(MdtEnd { name: mdt.name.clone(), stats, log, clears });
+            mdt_ends.push(MdtEnd { name: mdt.name.clone(), kind: mdt.kind, stats, log, clears });
             mdts.push(parts);
         }
 
@@ -315,6 +349,12 @@ impl Daemon {
             };
             let (mut ends, mut lives) = (Vec::new(), Vec::new());
             for (at, mdt) in mdts.iter().enumerate() {
+                if mdt.kind != stream.kind {
+                    let (end, life) = idle_worker()?;
+                    ends.push(end);
+                    lives.push(life);
+                    continue;
+                }
                 let waker = Waker::new()?;
                 let from = engine.start_of(stream_at, at);
                 let continues = from > RecordIndex::new(1);
@@ -363,7 +403,8 @@ impl Daemon {
 
         let owner = if config.sinks.is_empty() { None } else { Some(state_owner(config)?) };
         for (sink, owner) in config.sinks.iter().zip(owner.iter().cycle()) {
-            for (at, mdt) in mdts.iter().enumerate() {
+            let kind = config.streams[sink.stream].kind;
+            for (at, mdt) in mdts.iter().enumerate().filter(|(_, mdt)| mdt.kind == kind) {
                 let waker = Waker::new()?;
                 let from = engine.sink_watermark(sink.stream, at, &sink.reader).next();
                 let follower = follower(mdt, from, from > RecordIndex::new(1), budget, &waker);
@@ -373,7 +414,7 @@ impl Daemon {
                     mdt: mdt.name.clone(),
                     pipeline: Pipeline::new(follower, chain, started),
                     owner: owner.clone(),
-                    state: None,
+                    state: hsm.state(&mdt.name),
                     stats: Arc::default(),
                     outcomes: outcomes.clone(),
                     engine: engine_waker.clone(),
@@ -400,7 +441,9 @@ impl Daemon {
         let server_stats = Arc::new(ServerStats::default());
         let names = config.streams.iter().map(|stream| stream.name.clone());
         let own = Figures {
-            mdts: mdt_ends.iter().map(|m| (m.name.clone(), Arc::clone(&m.stats))).collect(),
+            mdts: (mdt_ends.iter().filter(|mdt| mdt.kind.is_changelog()))
+                .map(|mdt| (mdt.name.clone(), Arc::clone(&mdt.stats)))
+                .collect(),
             streams: names.zip(stream_figures.iter().cloned()).collect(),
             server: Arc::clone(&server_stats),
             engine: engine_status.clone(),
@@ -476,6 +519,103 @@ fn follower(
     Follower::new(log, upstream, from, continues, budget.read_bytes, waker.clone())
 }
 
+/// Stands where a stream does not read a log.
+fn idle_worker() -> Result<(WorkerEnd, LiveWorker)> {
+    let (waker, (commands, _)) = (Waker::new()?, unbounded());
+    let progress = Arc::new(Progress::default());
+    let live = LiveWorker {
+        commands: commands.clone(),
+        waker: waker.clone(),
+        progress: Arc::clone(&progress),
+    };
+    Ok((WorkerEnd { progress, commands, waker, inputs: None }, live))
+}
+
+/// Journals of HSM events, and the threads that fill them.
+#[derive(Debug, Default)]
+struct HsmActions {
+    /// By MDT.
+    journals: Vec<(MdtName, String, Arc<Journal>, Arc<PollerStats>, Due)>,
+}
+
+impl HsmActions {
+    /// Begins to read the lists of the MDTs, if there is a stream for that.
+    fn start(config: &Config, intake: &mut Stage) -> Result<Self> {
+        let mut hsm = Self::default();
+        if !config.streams.iter().any(|stream| stream.kind == StreamKind::Hsm) {
+            return Ok(hsm);
+        }
+        for mdt in &config.mdts {
+            let Some(place) = mdt.hsm_place() else { continue };
+            let dir = config.server.state_dir.join("hsm").join(mdt.name.as_str());
+            let journal = Arc::new(Journal::open(&dir, config.server.hsm_max_events)?);
+            let waker = Waker::new()?;
+            let due = Due::new(waker.clone());
+            let stats = Arc::<PollerStats>::default();
+            hsm.journals.push((
+                mdt.name.clone(),
+                place.to_string(),
+                Arc::clone(&journal),
+                Arc::clone(&stats),
+                due.clone(),
+            ));
+            let mut poller = Poller {
+                mdt: mdt.name.clone(),
+                place,
+                journal,
+                audit_interval: config.server.hsm_audit_interval,
+                due,
+                stats,
+                waker: waker.clone(),
+                stop: Arc::clone(&intake.stop),
+            };
+            intake.wakers.push(waker);
+            intake.spawn(&format!("hsm-{}", mdt.name), move || poller.run())?;
+        }
+        Ok(hsm)
+    }
+}
+
+impl HsmActions {
+    /// What an MDT has now.
+    fn state(&self, mdt: &MdtName) -> Option<Arc<dyn LiveState>> {
+        let (_, _, journal, poller, _) = self.journals.iter().find(|(name, ..)| name == mdt)?;
+        let (journal, poller) = (Arc::clone(journal), Arc::clone(poller));
+        Some(Arc::new(JournalState { journal, poller }))
+    }
+}
+
+/// Every log that is read: changelogs first, then journals of HSM events.
+fn units(config: &Config, hsm: &HsmActions) -> Result<Vec<Unit>> {
+    let mut units = Vec::new();
+    for mdt in config.mdts.iter().filter(|mdt| mdt.source.is_changelog()) {
+        let upstream =
+            mdt.source.upstream(&mdt.name, mdt.user.as_deref(), &config.server.state_dir)?;
+        let due = hsm.journals.iter().find(|(name, ..)| *name == mdt.name);
+        units.push(Unit {
+            name: mdt.name.clone(),
+            kind: StreamKind::Changelog,
+            source_text: mdt.source_text.clone(),
+            clears: mdt.user.is_some() || !mdt.source.needs_user(),
+            upstream,
+            journal: None,
+            hsm_due: due.map(|(.., due)| due.clone()),
+        });
+    }
+    for (name, place, journal, ..) in &hsm.journals {
+        units.push(Unit {
+            name: name.clone(),
+            kind: StreamKind::Hsm,
+            source_text: place.clone(),
+            clears: true,
+            upstream: Arc::new(JournalUpstream(Arc::clone(journal))),
+            journal: Some(Arc::clone(journal)),
+            hsm_due: None,
+        });
+    }
+    Ok(units)
+}
+
 type ToPublisher = (Sender<Published>, Waker);
 
 fn start_publisher(
@@ -489,11 +629,14 @@ fn start_publisher(
 ) -> Result<ToPublisher> {
     let (messages, received) = bounded(HANDOVER);
     let waker = Waker::new()?;
+    let topic =
+        |mdt: &MdtParts| (mdt.kind == stream.kind).then(|| Topic::new(&stream.name, &mdt.name));
     let mut publisher = Publisher {
         stream: stream.name.clone(),
+        kind: stream.kind,
         socket,
         epoch,
-        topics: mdts.iter().map(|mdt| Topic::new(&stream.name, &mdt.name)).collect(),
+        topics: mdts.iter().map(topic).collect(),
         messages: received,
         taps: taps.clone(),
         figures: Arc::clone(figures),
@@ -554,7 +697,7 @@ struct CatchUpThreads {
 
 impl CatchUps for CatchUpThreads {
     fn start(&mut self, session: u64, start: CatchUpStart) -> Result<Handle, String> {
-        let CatchUpStart { stream, mdt, from, continues, follow, filter } = start;
+        let CatchUpStart { stream, mdt, from, continues, follow, filter, snapshot } = start;
         // Each thread holds a reference until it ends.
         if Arc::strong_count(&self.running) > MAX_CATCH_UPS {
             return Err(format!("{MAX_CATCH_UPS} clients are catching up already; try again"));
@@ -562,7 +705,10 @@ impl CatchUps for CatchUpThreads {
         let parts = &self.mdts[mdt];
         let waker = Waker::new().map_err(|error| error.to_string())?;
         let chain = self.modules[stream].chain(&parts.name).map_err(|error| chain(&error))?;
-        let follower = follower(parts, from, continues, self.budget, &waker);
+        let mut follower = follower(parts, from, continues, self.budget, &waker);
+        if let Some(journal) = parts.journal.as_ref().filter(|_| snapshot) {
+            follower.begin_with(journal.snapshot().map_err(|error| error.to_string())?);
+        }
         let mut pipeline = Pipeline::new(follower, chain, self.started);
         if !follow {
             pipeline.want_end();

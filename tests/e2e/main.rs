@@ -5,5 +5,7 @@
 mod captures;
 mod commands;
 mod faults;
+mod hsm;
 mod relay;
 mod sink;
+mod sink_hsm;
