@@ -24,6 +24,8 @@ use crate::source::SourceUri;
 /// A checked configuration.
 #[derive(Debug)]
 pub struct Config {
+    /// The file that it is from.
+    pub path: PathBuf,
     /// Of the daemon as a whole.
     pub server: Server,
     /// One per MDT.
@@ -57,6 +59,8 @@ pub struct Server {
     pub hsm_max_events: u64,
     /// Where policy modules are looked for first.
     pub policy_path: Vec<PathBuf>,
+    /// A call into a policy module that takes longer is an error.
+    pub policy_timeout: Duration,
     /// Where figures and health are served over HTTP.
     pub http: Option<SocketAddr>,
 }
@@ -176,6 +180,7 @@ struct RawServer {
     hsm_audit_interval: Option<Span>,
     hsm_max_events: Option<u64>,
     policy_path: Vec<PathBuf>,
+    policy_timeout: Option<Span>,
     http: Option<Spanned<String>>,
     allow_plaintext: bool,
 }
@@ -368,7 +373,7 @@ impl Config {
         for raw_sink in &raw.sink {
             sinks.push(Arc::new(raw_sink.check(&place, &streams, &sinks)?));
         }
-        Ok(Self { server, mdts, streams, sinks })
+        Ok(Self { path: path.to_owned(), server, mdts, streams, sinks })
     }
 }
 
@@ -427,6 +432,7 @@ impl RawServer {
                 .max(Duration::from_millis(100)),
             hsm_max_events: self.hsm_max_events.unwrap_or(1_000_000).max(1000),
             policy_path: self.policy_path.clone(),
+            policy_timeout: seconds(self.policy_timeout, 10).max(Duration::from_millis(100)),
             http,
         })
     }

@@ -19,7 +19,6 @@ pub mod grid;
 mod hsm;
 pub mod mirror;
 pub mod schema;
-mod state;
 pub mod target;
 pub mod token;
 
@@ -44,7 +43,6 @@ use feed::{Feed, Item, Mark};
 use grid::Grid;
 use hsm::HsmWriter;
 pub use hsm::{LiveState, ReadSnapshot, Snapshot};
-pub use state::JournalState;
 use target::{Commands, Link, TargetError};
 use token::{Batch, Sent, Token};
 

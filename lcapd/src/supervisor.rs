@@ -4,6 +4,7 @@
 //! its last commit, then publishers, the store and the clearers.
 #![forbid(unsafe_code)]
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -11,18 +12,19 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context as _, Result};
-use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use anyhow::{Context as _, Result, anyhow};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 use lcap_ffi::{MdtName, RecordIndex};
 use lcap_wire::control::{Delivery, StreamKind};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::actions::poller::{Poller, PollerStats};
+use crate::actions::presence::Presence;
 use crate::actions::upstream::JournalUpstream;
 use crate::actions::{Due, Journal};
 use crate::catch_up::{CatchUp, Handle, LiveWorker, Notify};
 use crate::clearer::Clearer;
-use crate::config::{Config, Stream};
+use crate::config::{Config, Mdt, Stream};
 use crate::engine::retention::ClearPolicy;
 use crate::engine::{CatchUpStart, Engine, MdtSetup, Settings, StreamSetup, log_key};
 use crate::figures::{self, Figures, ServerStats, StreamFigures};
@@ -32,11 +34,13 @@ use crate::http::Http;
 use crate::log::MdtLog;
 use crate::metrics::Metrics;
 use crate::pipeline::Pipeline;
-use crate::policy::{Chain, Loader, Module, PolicyConfig, PolicyError};
+use crate::policies::{Keeper, ReloadRequest, StreamPolicies, in_stream};
+use crate::policy::{Loader, PolicyError};
 use crate::publisher::{self, Publisher, Topic};
 use crate::reader::{Reader, ReaderStats, chain};
 use crate::server::{self, CatchUps, MdtEnd, Outcome, Server, WorkerEnd};
-use crate::sink::{self, JournalState, LiveState, Sink};
+
+use crate::sink::{self, LiveState, Sink};
 use crate::source::Upstream;
 use crate::store::{Change, Store};
 use crate::taps::Taps;
@@ -106,29 +110,13 @@ struct MdtParts {
     log: Arc<MdtLog>,
 }
 
-/// The modules of one stream, loaded once.
-#[derive(Clone, Debug)]
-struct Modules(Vec<(Arc<Module>, PolicyConfig)>);
-
-impl Modules {
-    fn load(loader: &Loader, stream: &Stream) -> Result<Self, PolicyError> {
-        let load = |config: &PolicyConfig| Ok((loader.load(&config.module)?, config.clone()));
-        stream.policies.iter().map(load).collect::<Result<_, _>>().map(Self)
-    }
-
-    fn chain(&self, mdt: &MdtName) -> Result<Chain, PolicyError> {
-        Chain::new(&self.0, mdt)
-    }
-
-    fn have_a_say_in_clearing(&self) -> bool {
-        self.0.iter().any(|(module, _)| module.has_clear())
-    }
-}
-
 /// A running daemon.
 #[derive(Debug)]
 pub struct Daemon {
     threads: Vec<Stage>,
+    reloads: Sender<ReloadRequest>,
+    /// Threads that run policies are waited for no longer than this.
+    patience: Duration,
     epoch: u64,
     endpoints: Vec<String>,
     metrics: Metrics,
@@ -140,27 +128,50 @@ struct Stage {
     stop: Arc<AtomicBool>,
     wakers: Vec<Waker>,
     handles: Vec<JoinHandle<()>>,
+    /// Each thread has a sender; when all of them are over, the channel is closed.
+    alive: Sender<Infallible>,
+    ended: Receiver<Infallible>,
 }
 
 impl Stage {
     fn new() -> Self {
-        Self { stop: Arc::default(), wakers: Vec::new(), handles: Vec::new() }
+        let (alive, ended) = bounded(0);
+        Self { stop: Arc::default(), wakers: Vec::new(), handles: Vec::new(), alive, ended }
     }
 
     /// Linux shows 15 bytes of a thread's name.
     fn spawn(&mut self, name: &str, body: impl FnOnce() + Send + 'static) -> Result<()> {
-        let thread = thread::Builder::new().name(name.to_owned()).spawn(body);
+        let alive = self.alive.clone();
+        let thread = thread::Builder::new().name(name.to_owned()).spawn(move || {
+            body();
+            drop(alive);
+        });
         self.handles.push(thread.with_context(|| format!("cannot start thread {name}"))?);
         Ok(())
     }
 
-    fn stop(self) {
+    /// Stops and waits, but not for longer than `patience`: nobody can end a thread that is in foreign
+    /// code. What it was about to send is not settled.
+    fn stop(self, patience: Option<Duration>) {
         self.stop.store(true, Ordering::Relaxed);
         for waker in &self.wakers {
             waker.wake();
         }
+        drop(self.alive);
+        let late = match patience {
+            Some(patience) => self.ended.recv_timeout(patience) == Err(RecvTimeoutError::Timeout),
+            None => false,
+        };
         for handle in self.handles {
             let name = handle.thread().name().unwrap_or_default().to_owned();
+            if late && !handle.is_finished() {
+                error!(
+                    thread = name,
+                    "thread does not end, probably a policy module that does \
+                    not return; stopping without it"
+                );
+                continue;
+            }
             if handle.join().is_err() {
                 warn!(thread = name, "thread had panicked");
             }
@@ -176,13 +187,20 @@ impl Stage {
 pub fn check(config: &Config) -> Result<()> {
     let loader = Loader::standard(&config.server.policy_path);
     for stream in &config.streams {
-        let modules =
-            Modules::load(&loader, stream).with_context(|| format!("stream {}", stream.name))?;
-        for mdt in &config.mdts {
-            modules.chain(&mdt.name).with_context(|| format!("stream {}", stream.name))?;
-        }
+        let in_place = |error: PolicyError| anyhow!(in_stream(&config.path, &stream.name, &error));
+        policies(config, &loader, stream)?.joints().map_err(in_place)?;
     }
     Ok(())
+}
+
+fn policies(config: &Config, loader: &Loader, stream: &Stream) -> Result<StreamPolicies> {
+    let reads = |mdt: &&Mdt| match stream.kind {
+        StreamKind::Changelog => mdt.source.is_changelog(),
+        StreamKind::Hsm => mdt.hsm_place().is_some(),
+    };
+    let mdts = config.mdts.iter().filter(reads).map(|mdt| mdt.name.clone());
+    StreamPolicies::new(loader, stream, mdts)
+        .map_err(|error| anyhow!(in_stream(&config.path, &stream.name, &error)))
 }
 
 fn bind(socket: &zmq::Socket, endpoint: &str, what: &str) -> Result<String> {
@@ -204,10 +222,10 @@ impl Daemon {
         let n_queues = config.streams.iter().filter(|s| s.delivery == Delivery::Queue).count();
         let budget = Budget::new(config.server.memory_limit_bytes, config.mdts.len(), n_queues);
         let loader = Loader::standard(&config.server.policy_path);
-        let modules: Vec<Modules> = config
+        let policies: Vec<Arc<StreamPolicies>> = config
             .streams
             .iter()
-            .map(|stream| Modules::load(&loader, stream).with_context(|| stream.name.clone()))
+            .map(|stream| policies(config, &loader, stream).map(Arc::new))
             .collect::<Result<_>>()?;
         let (store, saved) = Store::open(&config.server.state_dir)?;
 
@@ -221,7 +239,7 @@ impl Daemon {
         let mut routers = vec![control];
         let mut publishers = Vec::new();
         let mut setups = Vec::new();
-        for (stream, modules) in config.streams.iter().zip(&modules) {
+        for (stream, policies) in config.streams.iter().zip(&policies) {
             let what = format!("stream {}", stream.name);
             let publish = if stream.delivery == Delivery::Queue {
                 let socket = server::router(&context, 1000)?;
@@ -241,7 +259,7 @@ impl Daemon {
                 delivery: stream.delivery,
                 publish,
                 lanes: stream.lanes,
-                policy_clears: modules.have_a_say_in_clearing(),
+                policy_clears: policies.modules().have_a_say_in_clearing(),
                 max_idle: stream.max_idle,
                 max_lag: stream.max_lag,
             });
@@ -331,7 +349,7 @@ impl Daemon {
         let taps: Vec<Taps> = config.streams.iter().map(|_| Taps::default()).collect();
         let mut publishers = publishers.into_iter();
         let (mut workers, mut live) = (Vec::new(), Vec::new());
-        for (stream_at, (stream, modules)) in config.streams.iter().zip(&modules).enumerate() {
+        for (stream_at, (stream, policies)) in config.streams.iter().zip(&policies).enumerate() {
             let publisher = match stream.delivery {
                 Delivery::Broadcast => {
                     let socket = publishers.next().context("a socket per broadcast stream")?;
@@ -348,6 +366,10 @@ impl Daemon {
                 Delivery::Queue => None,
             };
             let (mut ends, mut lives) = (Vec::new(), Vec::new());
+            let joints = policies
+                .joints()
+                .map_err(|error| anyhow!(in_stream(&config.path, &stream.name, &error)))?;
+            let mut joints = joints.into_iter();
             for (at, mdt) in mdts.iter().enumerate() {
                 if mdt.kind != stream.kind {
                     let (end, life) = idle_worker()?;
@@ -355,13 +377,15 @@ impl Daemon {
                     lives.push(life);
                     continue;
                 }
+                let (joint, number) = joints.next().context("policies for each MDT")?;
                 let waker = Waker::new()?;
                 let from = engine.start_of(stream_at, at);
                 let continues = from > RecordIndex::new(1);
                 let follower = follower(mdt, from, continues, budget, &waker);
-                let pipeline = Pipeline::new(follower, modules.chain(&mdt.name)?, started);
+                let pipeline = Pipeline::through(follower, joint, number, started);
                 let (command, commands) = unbounded();
                 let progress = Arc::new(Progress::default());
+                engine.watch_policies(stream_at, at, &progress.policies);
                 let (output, inputs) = match &publisher {
                     Some((messages, waker)) => {
                         let (messages, waker) = (messages.clone(), waker.clone());
@@ -401,6 +425,18 @@ impl Daemon {
             live.push(lives);
         }
 
+        let (reloads, reloads_in) = unbounded();
+        let keeper = Keeper {
+            file: config.path.clone(),
+            streams: policies.clone(),
+            live: own_workers(&live, &config.streams, &mdts),
+            limit: config.server.policy_timeout,
+            requests: reloads_in,
+            outcomes: outcomes.clone(),
+            waker: engine_waker.clone(),
+        };
+        policies.iter().for_each(|policies| policies.register(&metrics));
+        outlet.spawn("policies", move || keeper.run())?;
         let owner = if config.sinks.is_empty() { None } else { Some(state_owner(config)?) };
         for (sink, owner) in config.sinks.iter().zip(owner.iter().cycle()) {
             let kind = config.streams[sink.stream].kind;
@@ -408,13 +444,15 @@ impl Daemon {
                 let waker = Waker::new()?;
                 let from = engine.sink_watermark(sink.stream, at, &sink.reader).next();
                 let follower = follower(mdt, from, from > RecordIndex::new(1), budget, &waker);
-                let chain = modules[sink.stream].chain(&mdt.name)?;
+                let policies = Arc::clone(&policies[sink.stream]);
+                let (joint, version) = policies.joint_for(&mdt.name)?;
                 let parts = sink::Parts {
                     place: (sink.stream, at),
                     mdt: mdt.name.clone(),
-                    pipeline: Pipeline::new(follower, chain, started),
+                    pipeline: Pipeline::through(follower, joint, 0, started)
+                        .keeping_up_with(policies, version, &mdt.name),
                     owner: owner.clone(),
-                    state: hsm.state(&mdt.name),
+                    state: hsm.presence_of(&mdt.name),
                     stats: Arc::default(),
                     outcomes: outcomes.clone(),
                     engine: engine_waker.clone(),
@@ -430,7 +468,7 @@ impl Daemon {
         let (ready, ready_in) = unbounded();
         let catch_ups = CatchUpThreads {
             mdts,
-            modules,
+            policies,
             live,
             budget,
             started,
@@ -461,6 +499,7 @@ impl Daemon {
             epoch,
             queue_limit_bytes: budget.queue_bytes,
             catch_ups: Box::new(catch_ups),
+            reloads: reloads.clone(),
             ready: ready_in,
             commits,
             outcomes: outcomes_in,
@@ -481,7 +520,9 @@ impl Daemon {
             http = http.map_or_else(|| "-".to_owned(), |address| address.to_string()),
             "lcapd is ready"
         );
-        Ok(Self { threads: vec![intake, core, outlet], epoch, endpoints, metrics })
+        let patience = config.server.policy_timeout;
+        let threads = vec![intake, core, outlet];
+        Ok(Self { threads, reloads, patience, epoch, endpoints, metrics })
     }
 
     /// One life of lcapd.
@@ -494,6 +535,12 @@ impl Daemon {
         &self.endpoints
     }
 
+    /// Reads the policies of all streams again. What comes of it is in the log.
+    pub fn reload(&self) {
+        let request = ReloadRequest { stream: None, answer: Box::new(|_, _| {}) };
+        let _ = self.reloads.send(request);
+    }
+
     /// Where its figures are registered.
     pub fn metrics(&self) -> &Metrics {
         &self.metrics
@@ -501,8 +548,10 @@ impl Daemon {
 
     /// Stops everything and waits for it.
     pub fn stop(self) {
-        for stage in self.threads {
-            stage.stop();
+        drop(self.reloads); // the last but the engine's
+        for (nth, stage) in self.threads.into_iter().enumerate() {
+            // Policies run in the first.
+            stage.stop((nth == 0).then_some(self.patience));
         }
         info!("lcapd has stopped");
     }
@@ -517,6 +566,19 @@ fn follower(
 ) -> Follower {
     let (log, upstream) = (Arc::clone(&mdt.log), Arc::clone(&mdt.upstream));
     Follower::new(log, upstream, from, continues, budget.read_bytes, waker.clone())
+}
+
+/// Of each stream, the workers on the logs that it reads.
+fn own_workers(
+    live: &[Vec<LiveWorker>],
+    streams: &[Stream],
+    mdts: &[MdtParts],
+) -> Vec<Vec<LiveWorker>> {
+    let own = |(workers, stream): (&Vec<LiveWorker>, &Stream)| {
+        let pairs = workers.iter().zip(mdts).filter(|(_, mdt)| mdt.kind == stream.kind);
+        pairs.map(|(worker, _)| worker.clone()).collect()
+    };
+    live.iter().zip(streams).map(own).collect()
 }
 
 /// Stands where a stream does not read a log.
@@ -534,8 +596,18 @@ fn idle_worker() -> Result<(WorkerEnd, LiveWorker)> {
 /// Journals of HSM events, and the threads that fill them.
 #[derive(Debug, Default)]
 struct HsmActions {
-    /// By MDT.
-    journals: Vec<(MdtName, String, Arc<Journal>, Arc<PollerStats>, Due)>,
+    mdts: Vec<HsmMdt>,
+}
+
+/// Those of one MDT.
+#[derive(Debug)]
+struct HsmMdt {
+    name: MdtName,
+    /// Where its list is, for people.
+    place: String,
+    journal: Arc<Journal>,
+    due: Due,
+    stats: Arc<PollerStats>,
 }
 
 impl HsmActions {
@@ -551,14 +623,14 @@ impl HsmActions {
             let journal = Arc::new(Journal::open(&dir, config.server.hsm_max_events)?);
             let waker = Waker::new()?;
             let due = Due::new(waker.clone());
-            let stats = Arc::<PollerStats>::default();
-            hsm.journals.push((
-                mdt.name.clone(),
-                place.to_string(),
-                Arc::clone(&journal),
-                Arc::clone(&stats),
-                due.clone(),
-            ));
+            let stats = Arc::new(PollerStats::default());
+            hsm.mdts.push(HsmMdt {
+                name: mdt.name.clone(),
+                place: place.to_string(),
+                journal: Arc::clone(&journal),
+                due: due.clone(),
+                stats: Arc::clone(&stats),
+            });
             let mut poller = Poller {
                 mdt: mdt.name.clone(),
                 place,
@@ -574,14 +646,10 @@ impl HsmActions {
         }
         Ok(hsm)
     }
-}
 
-impl HsmActions {
-    /// What an MDT has now.
-    fn state(&self, mdt: &MdtName) -> Option<Arc<dyn LiveState>> {
-        let (_, _, journal, poller, _) = self.journals.iter().find(|(name, ..)| name == mdt)?;
-        let (journal, poller) = (Arc::clone(journal), Arc::clone(poller));
-        Some(Arc::new(JournalState { journal, poller }))
+    fn presence_of(&self, mdt: &MdtName) -> Option<Arc<dyn LiveState>> {
+        let of = self.mdts.iter().find(|of| of.name == *mdt)?;
+        Some(Arc::new(Presence { journal: Arc::clone(&of.journal), stats: Arc::clone(&of.stats) }))
     }
 }
 
@@ -591,7 +659,7 @@ fn units(config: &Config, hsm: &HsmActions) -> Result<Vec<Unit>> {
     for mdt in config.mdts.iter().filter(|mdt| mdt.source.is_changelog()) {
         let upstream =
             mdt.source.upstream(&mdt.name, mdt.user.as_deref(), &config.server.state_dir)?;
-        let due = hsm.journals.iter().find(|(name, ..)| *name == mdt.name);
+        let due = hsm.mdts.iter().find(|of| of.name == mdt.name);
         units.push(Unit {
             name: mdt.name.clone(),
             kind: StreamKind::Changelog,
@@ -599,17 +667,17 @@ fn units(config: &Config, hsm: &HsmActions) -> Result<Vec<Unit>> {
             clears: mdt.user.is_some() || !mdt.source.needs_user(),
             upstream,
             journal: None,
-            hsm_due: due.map(|(.., due)| due.clone()),
+            hsm_due: due.map(|of| of.due.clone()),
         });
     }
-    for (name, place, journal, ..) in &hsm.journals {
+    for mdt in &hsm.mdts {
         units.push(Unit {
-            name: name.clone(),
+            name: mdt.name.clone(),
             kind: StreamKind::Hsm,
-            source_text: place.clone(),
+            source_text: mdt.place.clone(),
             clears: true,
-            upstream: Arc::new(JournalUpstream(Arc::clone(journal))),
-            journal: Some(Arc::clone(journal)),
+            upstream: Arc::new(JournalUpstream(Arc::clone(&mdt.journal))),
+            journal: Some(Arc::clone(&mdt.journal)),
             hsm_due: None,
         });
     }
@@ -686,7 +754,7 @@ fn start_store(
 /// Starts a thread for each client that reads the past.
 struct CatchUpThreads {
     mdts: Vec<MdtParts>,
-    modules: Vec<Modules>,
+    policies: Vec<Arc<StreamPolicies>>,
     live: Vec<Vec<LiveWorker>>,
     budget: Budget,
     started: Instant,
@@ -704,12 +772,17 @@ impl CatchUps for CatchUpThreads {
         }
         let parts = &self.mdts[mdt];
         let waker = Waker::new().map_err(|error| error.to_string())?;
-        let chain = self.modules[stream].chain(&parts.name).map_err(|error| chain(&error))?;
+        let policies = Arc::clone(&self.policies[stream]);
+        let (joint, version) = policies.joint_for(&parts.name).map_err(|error| chain(&error))?;
         let mut follower = follower(parts, from, continues, self.budget, &waker);
         if let Some(journal) = parts.journal.as_ref().filter(|_| snapshot) {
             follower.begin_with(journal.snapshot().map_err(|error| error.to_string())?);
         }
-        let mut pipeline = Pipeline::new(follower, chain, self.started);
+        let mut pipeline = Pipeline::through(follower, joint, 0, self.started).keeping_up_with(
+            policies,
+            version,
+            &parts.name,
+        );
         if !follow {
             pipeline.want_end();
         }

@@ -6,6 +6,7 @@ mod captures;
 mod commands;
 mod faults;
 mod hsm;
+mod policies;
 mod relay;
 mod sink;
 mod sink_hsm;

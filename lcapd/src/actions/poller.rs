@@ -77,9 +77,7 @@ pub struct PollerStats {
     pub live: AtomicU64,
     /// Duration of the last reading.
     pub last_microseconds: AtomicU64,
-    /// The list is here.
-    pub is_here: AtomicBool,
-    /// Since when, in milliseconds since 1970; zero while it is not.
+    /// Since when the list is here and was read, in milliseconds since 1970; 0 while it is not.
     pub here_since_ms: AtomicU64,
     trouble: Mutex<Option<String>>,
 }
@@ -202,17 +200,11 @@ impl Poller {
     fn tell(&self, before: &State, now: &State) {
         let trouble = if let State::Trouble(why) = now { Some(why.clone()) } else { None };
         *self.stats.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
-        self.stats.is_here.store(*now == State::Here, Ordering::Relaxed);
-        if *now != State::Here {
-            self.stats.here_since_ms.store(0, Ordering::Relaxed);
-        } else if self.stats.here_since_ms.load(Ordering::Relaxed) == 0 {
-            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-            let now = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
-            self.stats.here_since_ms.store(now, Ordering::Relaxed);
-        }
         if std::mem::discriminant(before) == std::mem::discriminant(now) {
             return;
         }
+        let here_since = if *now == State::Here { unix_ms() } else { 0 };
+        self.stats.here_since_ms.store(here_since, Ordering::Release);
         let (mdt, place) = (&self.mdt, &self.place);
         match now {
             State::Here => {
@@ -231,6 +223,11 @@ impl Poller {
             State::Unknown => {}
         }
     }
+}
+
+fn unix_ms() -> u64 {
+    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since_1970.as_millis()).unwrap_or(1).max(1)
 }
 
 /// The time now.
