@@ -81,7 +81,9 @@ fn every_entry_keeps_the_contract_and_both_views_are_right() {
     }
     let mut lines = text(&list);
     // Words that nobody knows, and bytes that are none.
-    lines.push_str("lrh=[type=10680000 len=1 idx=9/9] fid=[0x1:0x9:0x0] action=SHUFFLE status=ODD\n");
+    lines.push_str(
+        "lrh=[type=10680000 len=1 idx=9/9] fid=[0x1:0x9:0x0] action=SHUFFLE status=ODD\n",
+    );
     lists.write(MDT, &lines);
     wait_for_truth(&redis, KEY, &lines);
     // What changes is told, what goes is purged.
@@ -257,4 +259,10 @@ fn an_mdt_that_moves_between_servers_is_right_in_every_order() {
     b.write(MDT, &text(&list));
     let views = wait_for_truth(&redis, KEY, &text(&list));
     assert!(views.seen.values().all(|&n| n <= 1), "nothing was new twice");
+}
+
+#[test]
+fn a_campaign_of_kills_ends_right() {
+    let report = lcap_tests::sink_campaign::run(std::time::Duration::from_secs(5), 1);
+    assert!(report.problems.is_empty(), "{:?} {:#?}", report.hits, report.problems);
 }

@@ -22,3 +22,4 @@ pub mod redis;
 pub mod rng;
 #[path = "../sim/mod.rs"]
 pub mod sim;
+pub mod sink_campaign;

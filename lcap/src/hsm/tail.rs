@@ -114,9 +114,9 @@ fn line(event: &Event, paths: Option<&mut Paths>, colour: bool) -> String {
     let time = event.seconds.map_or_else(|| "N/A".to_owned(), local_time);
     let path = match paths {
         _ if event.fid.is_empty() => " ".to_owned(),
-        Some(paths) => paths
-            .path(&event.fid)
-            .unwrap_or_else(|| format!("(path for {} not found)", event.fid)),
+        Some(paths) => {
+            paths.path(&event.fid).unwrap_or_else(|| format!("(path for {} not found)", event.fid))
+        }
         None => event.fid.clone(),
     };
     let (mdt, action, status, id) = (&event.mdt, &event.action, &event.status, &event.id);

@@ -272,11 +272,9 @@ impl Top {
             grouped(u64::try_from(self.counts.n_live()).unwrap_or(u64::MAX)),
             grouped(self.counts.n_events),
         );
-        for (what, only) in [
-            ("action", &self.only_action),
-            ("status", &self.only_status),
-            ("MDT", &self.only_mdt),
-        ] {
+        for (what, only) in
+            [("action", &self.only_action), ("status", &self.only_status), ("MDT", &self.only_mdt)]
+        {
             if let Some(only) = only {
                 summary.push_str(&format!("  only {what} {only}"));
             }
@@ -311,7 +309,10 @@ impl Top {
             let text = format!(" {} entries are no events", self.counts.malformed);
             frame.render_widget(Line::styled(text, alarming), bottom);
         } else if interactive {
-            frame.render_widget(Line::styled(KEYS, Style::new().add_modifier(Modifier::DIM)), bottom);
+            frame.render_widget(
+                Line::styled(KEYS, Style::new().add_modifier(Modifier::DIM)),
+                bottom,
+            );
         }
         if self.help {
             let n_lines = u16::try_from(HELP.lines().count()).unwrap_or(u16::MAX);
@@ -323,7 +324,10 @@ impl Top {
             ])
             .areas(area);
             frame.render_widget(Clear, middle);
-            frame.render_widget(Paragraph::new(HELP).block(Block::bordered().title(" keys ")), middle);
+            frame.render_widget(
+                Paragraph::new(HELP).block(Block::bordered().title(" keys ")),
+                middle,
+            );
         }
     }
 

@@ -83,7 +83,11 @@ pub(crate) struct Event {
 pub(crate) enum News {
     Event(Event),
     /// A stream: how much it has, and the milliseconds of its first and last entry if that is known.
-    Stream { mdt: Arc<str>, length: u64, edges_ms: Option<(u64, u64)> },
+    Stream {
+        mdt: Arc<str>,
+        length: u64,
+        edges_ms: Option<(u64, u64)>,
+    },
     /// Something that is no event.
     Malformed,
     /// The source does not answer, or answers again.
@@ -209,8 +213,7 @@ impl Reading {
             status: text(status),
             fid,
             seconds: Some(event.time.seconds()),
-            taken_ms: event.time.seconds() * 1000
-                + u64::from(event.time.nanoseconds() / 1_000_000),
+            taken_ms: event.time.seconds() * 1000 + u64::from(event.time.nanoseconds() / 1_000_000),
             id: event.index.to_string(),
             json: text(&json).trim_end().to_owned(),
         }
@@ -309,12 +312,14 @@ impl RedisReading {
     fn begin(&mut self, link: &mut Link) -> Result<()> {
         for stream in &mut self.streams.known {
             let key = stream.key.as_bytes();
-            let edge = |link: &mut Link, command: &[u8], from: &[u8], to: &[u8]| -> Result<EntryId> {
-                let answer = link.call(&[command, key, from, to, b"COUNT", b"1"])?;
-                let first = as_list(&answer).and_then(|entries| entries.first());
-                let id = first.and_then(as_list).and_then(|entry| entry.first()).and_then(as_text);
-                Ok(id.and_then(|id| id.parse().ok()).unwrap_or_default())
-            };
+            let edge =
+                |link: &mut Link, command: &[u8], from: &[u8], to: &[u8]| -> Result<EntryId> {
+                    let answer = link.call(&[command, key, from, to, b"COUNT", b"1"])?;
+                    let first = as_list(&answer).and_then(|entries| entries.first());
+                    let id =
+                        first.and_then(as_list).and_then(|entry| entry.first()).and_then(as_text);
+                    Ok(id.and_then(|id| id.parse().ok()).unwrap_or_default())
+                };
             let first = edge(link, b"XRANGE", b"-", b"+")?;
             stream.end = edge(link, b"XREVRANGE", b"+", b"-")?;
             let length = as_number(&link.call(&[b"XLEN", key])?);

@@ -112,7 +112,10 @@ fn the_frame_shows_counts_and_who_waits() {
     let text = screen::as_text(90, 12, |frame| top.draw(frame, false)).unwrap();
     assert!(text.contains("live 1  events 1"), "{text}");
     let row = text.lines().find(|line| line.starts_with(" elm-MDT0000"));
-    assert!(row.is_some_and(|row| row.contains("ARCHIVE  WAITING             1        +1")), "{text}");
+    assert!(
+        row.is_some_and(|row| row.contains("ARCHIVE  WAITING             1        +1")),
+        "{text}"
+    );
     assert!(text.contains("elm-MDT0000  ARCHIVE  0x1:0x7:0x0"), "{text}");
     top.key(KeyCode::Char('h'));
     let text = screen::as_text(90, 20, |frame| top.draw(frame, true)).unwrap();
