@@ -5,6 +5,12 @@
 //! [`queue`] and [`scheduler`] have no I/O, thread or clock: requests, completions, deaths and the
 //! time come in as values, and what is to be written and told comes out as values.
 
+pub mod active;
+pub mod coordinator;
+pub mod json_port;
+pub mod lustre;
+pub mod movers;
 pub mod queue;
 pub mod request;
 pub mod scheduler;
+pub mod service;
