@@ -8,6 +8,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use lcap_ffi::MdtName;
@@ -17,6 +18,7 @@ use toml::Spanned;
 
 use crate::hsm::config::{Hsm, RawHsm};
 use crate::policy::PolicyConfig;
+use crate::sink::config::{RawSink, SinkConfig};
 use crate::source::SourceUri;
 
 /// A checked configuration.
@@ -30,6 +32,8 @@ pub struct Config {
     pub streams: Vec<Stream>,
     /// The queue of HSM requests.
     pub hsm: Option<Hsm>,
+    /// Streams to other systems.
+    pub sinks: Vec<Arc<SinkConfig>>,
 }
 
 /// `[server]`.
@@ -121,6 +125,8 @@ struct RawConfig {
     #[serde(default)]
     stream: Vec<RawStream>,
     hsm: Option<RawHsm>,
+    #[serde(default)]
+    sink: Vec<RawSink>,
 }
 
 #[derive(Deserialize, Default)]
@@ -227,13 +233,13 @@ impl<'de> Deserialize<'de> for Span {
 }
 
 /// Turns byte offsets of the file into errors with line numbers.
-struct Place<'a> {
+pub(crate) struct Place<'a> {
     file: &'a Path,
     text: &'a str,
 }
 
 impl Place<'_> {
-    fn error(
+    pub(crate) fn error(
         &self,
         at: Option<Range<usize>>,
         key: &str,
@@ -320,7 +326,11 @@ impl Config {
         if streams.is_empty() && (hsm.is_none() || !mdts.is_empty()) {
             return Err(place.error(None, "stream", "no [[stream]] given; nobody could read"));
         }
-        Ok(Self { server, mdts, streams, hsm })
+        let mut sinks = Vec::new();
+        for raw_sink in &raw.sink {
+            sinks.push(Arc::new(raw_sink.check(&place, &streams, &sinks)?));
+        }
+        Ok(Self { server, mdts, streams, sinks, hsm })
     }
 }
 

@@ -6,6 +6,7 @@
 //!
 //! * [`position`]: one reader on one MDT. * [`queue`]: one queue stream on one MDT.
 //! * [`retention`]: when an MDT is cleared. * [`sessions`]: requests of clients.
+//! * [`sinks`]: readers that are part of lcapd.
 //! * [`status`]: what is shown to people.
 #![forbid(unsafe_code)]
 
@@ -13,6 +14,7 @@ pub mod position;
 pub mod queue;
 pub mod retention;
 pub mod sessions;
+pub mod sinks;
 mod status;
 
 use std::collections::BTreeMap;
@@ -619,7 +621,8 @@ impl Engine {
             let (max_idle, max_lag) = (stream.setup.max_idle, stream.setup.max_lag);
             for (name, reader) in &mut stream.readers {
                 let idle = now.saturating_sub(reader.last_heard);
-                if reader.state.suspended || idle <= max_idle {
+                let is_sink = name.starts_with(sinks::PREFIX);
+                if reader.state.suspended || idle <= max_idle || is_sink {
                     continue;
                 }
                 let lags = self.mdts.iter().zip(&reader.positions).map(|(mdt, position)| {

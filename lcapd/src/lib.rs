@@ -21,6 +21,7 @@ pub mod policy;
 pub mod publisher;
 pub mod reader;
 pub mod server;
+pub mod sink;
 pub mod source;
 pub mod store;
 pub mod supervisor;

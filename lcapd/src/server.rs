@@ -26,6 +26,7 @@ use crate::hsm::workers::Answer;
 use crate::log::{Gap, MdtLog};
 use crate::pipeline::Outgoing;
 use crate::reader::ReaderStats;
+use crate::sink::config::SinkConfig;
 use crate::store::Change;
 use crate::taps::Taps;
 use crate::wake::Waker;
@@ -70,6 +71,17 @@ pub enum Outcome {
         peer: Peer,
         /// The bytes of the answer.
         bytes: Vec<u8>,
+    },
+    /// A sink's target has confirmed records.
+    SinkSettled {
+        /// Numbers of the stream and the MDT.
+        place: (usize, usize),
+        /// The sink.
+        sink: Arc<SinkConfig>,
+        /// Up to here.
+        upto: RecordIndex,
+        /// The history that `upto` belongs to.
+        generation: u16,
     },
     /// The reader thread found records gone, or a new history of the MDT.
     Gap {
@@ -409,6 +421,9 @@ impl Server {
                 }
                 Outcome::Answer { peer, bytes } => {
                     self.send_control(&peer, &bytes);
+                }
+                Outcome::SinkSettled { place, sink, upto, generation } => {
+                    self.engine.sink_settled(place, &sink.reader, upto, generation);
                 }
                 Outcome::Gap { mdt, gap } => self.engine.note_gap(mdt, gap, now),
             }

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result};
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
@@ -35,6 +35,7 @@ use crate::policy::{Chain, Loader, Module, PolicyConfig, PolicyError};
 use crate::publisher::{self, Publisher, Topic};
 use crate::reader::{Reader, ReaderStats, chain};
 use crate::server::{self, CatchUps, MdtEnd, Outcome, Server, WorkerEnd};
+use crate::sink::{self, Sink};
 use crate::source::Upstream;
 use crate::store::{Change, Store};
 use crate::taps::Taps;
@@ -232,7 +233,12 @@ impl Daemon {
                 keep_alive: config.server.clear_keep_alive,
             },
         };
-        let engine = Engine::new(settings, mdt_setups.collect(), setups, &saved);
+        let mut engine = Engine::new(settings, mdt_setups.collect(), setups, &saved);
+        for stream in 0..config.streams.len() {
+            let sinks = config.sinks.iter().filter(|sink| sink.stream == stream);
+            let names: Vec<String> = sinks.map(|sink| sink.reader.clone()).collect();
+            engine.adopt_sinks(stream, &names, Duration::ZERO);
+        }
 
         let (mut intake, mut core, mut outlet) = (Stage::new(), Stage::new(), Stage::new());
         let engine_waker = Waker::new()?;
@@ -355,6 +361,31 @@ impl Daemon {
             }
             workers.push(ends);
             live.push(lives);
+        }
+
+        let owner = if config.sinks.is_empty() { None } else { Some(state_owner(config)?) };
+        for (sink, owner) in config.sinks.iter().zip(owner.iter().cycle()) {
+            for (at, mdt) in mdts.iter().enumerate() {
+                let waker = Waker::new()?;
+                let from = engine.sink_watermark(sink.stream, at, &sink.reader).next();
+                let follower = follower(mdt, from, from > RecordIndex::new(1), budget, &waker);
+                let chain = modules[sink.stream].chain(&mdt.name)?;
+                let parts = sink::Parts {
+                    place: (sink.stream, at),
+                    mdt: mdt.name.clone(),
+                    pipeline: Pipeline::new(follower, chain, started),
+                    owner: owner.clone(),
+                    state: None,
+                    stats: Arc::default(),
+                    outcomes: outcomes.clone(),
+                    engine: engine_waker.clone(),
+                    waker: waker.clone(),
+                    stop: Arc::clone(&intake.stop),
+                };
+                let mut sink = Sink::new(sink, parts);
+                intake.wakers.push(waker);
+                intake.spawn(&format!("sink-{}", mdt.name), move || sink.run())?;
+            }
         }
 
         let (ready, ready_in) = unbounded();
@@ -572,6 +603,12 @@ impl CatchUps for CatchUpThreads {
         });
         spawned.map(|_| handle).map_err(|error| format!("cannot start a thread: {error}"))
     }
+}
+
+/// Who this lcapd is for other writers of its sinks.
+fn state_owner(config: &Config) -> Result<String> {
+    let dir = &config.server.state_dir;
+    sink::owner(dir).with_context(|| format!("state in {}", dir.display()))
 }
 
 /// Distinct for each life of lcapd, growing: the time of its start in microseconds.

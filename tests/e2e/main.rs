@@ -6,3 +6,4 @@ mod captures;
 mod commands;
 mod faults;
 mod relay;
+mod sink;

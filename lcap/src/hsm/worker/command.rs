@@ -90,7 +90,7 @@ impl Program {
         };
         let pid = Pid::from_child(&child);
         running(Some(pid));
-        let (done, watched) = mpsc::channel();
+        let (done, watched) = mpsc::channel::<()>();
         let timer = self.timeout.map(|timeout| {
             thread::spawn(move || {
                 let late = watched.recv_timeout(timeout) == Err(mpsc::RecvTimeoutError::Timeout);
