@@ -399,7 +399,7 @@ impl Daemon {
             waker: engine_waker.clone(),
             running: Arc::default(),
         };
-        let hsm = start_hsm(&mut intake, &mut outlet, config, epoch)?;
+        let hsm = start_hsm(&mut intake, &mut outlet, config, epoch, &metrics)?;
         let server_stats = Arc::new(ServerStats::default());
         let names = config.streams.iter().map(|stream| stream.name.clone());
         let own = Figures {
@@ -515,13 +515,19 @@ fn start_hsm(
     outlet: &mut Stage,
     config: &Config,
     epoch: u64,
+    metrics: &Metrics,
 ) -> Result<Option<HsmQueue>> {
     let Some(hsm) = &config.hsm else { return Ok(None) };
     let (stop, stop_intake) = (Arc::clone(&outlet.stop), Arc::clone(&intake.stop));
     let started = hsm::start::build(hsm, &config.server.state_dir, epoch, stop, stop_intake)?;
+    let spooled = started.intake.as_ref().map(|spool| Arc::clone(&spool.stats));
+    hsm::figures::register(metrics, started.queue.clone(), spooled);
     if let Some(mut spool) = started.intake {
         intake.wakers.push(spool.waker.clone());
         intake.spawn("hsm-spool", move || spool.run())?;
+    }
+    if let Some(mut reports) = started.reports {
+        intake.spawn("hsm-reports", move || reports.run())?;
     }
     let mut service = started.service;
     outlet.wakers.push(started.waker);

@@ -19,3 +19,4 @@ pub mod redis;
 pub mod rng;
 #[path = "../sim/mod.rs"]
 pub mod sim;
+pub mod upcalls;

@@ -32,7 +32,7 @@ fn build() {
     let dir = directory();
     let Some(target) = dir.parent() else { return };
     let programs: [&[&str]; 2] = [
-        &["-p", "lcapd", "-p", "lcap", "-p", "lcap-policy-fifo"],
+        &["-p", "lcapd", "-p", "lcap", "-p", "lcap-policy-fifo", "-p", "lcap-upcall"],
         &["-p", "lcap-tests", "--bin", "lcap-journal-client"],
     ];
     for what in programs {

@@ -14,6 +14,7 @@ use tracing::{info, warn};
 use super::config::{Hsm, prepare};
 use super::movers::{Movers, Settings as MoverSettings};
 use super::queue::Queue;
+use super::reports;
 use super::service::{Clock, Core, Handle, Service};
 use super::spool::{self, Intake};
 use super::store::HsmStore;
@@ -29,6 +30,8 @@ pub struct Started {
     pub service: Service,
     /// The spool's thread.
     pub intake: Option<Intake>,
+    /// The thread that writes files for users.
+    pub reports: Option<reports::Writer>,
     /// Wakes the queue's thread.
     pub waker: Waker,
 }
@@ -71,6 +74,12 @@ pub fn build(
     let mdt = movers.any_mdt();
     let mut core = Core::new(queue, Movers::new(movers, epoch), None, mdt, None, now);
     core.workers = Workers::new(hsm.lease);
+    let reports = hsm.reports.as_ref().map(|settings| {
+        let (sender, lines) = reports::lines();
+        core.set_observer(reports::observer(settings.hint.clone(), sender));
+        let (queue, stop) = (handle.clone(), Arc::clone(&stop_intake));
+        reports::Writer { settings: settings.clone(), queue, lines, stop }
+    });
     let service = Service {
         core,
         socket: None,
@@ -94,5 +103,5 @@ pub fn build(
             stop: stop_intake,
         }),
     };
-    Ok(Started { queue: handle, service, intake, waker })
+    Ok(Started { queue: handle, service, intake, reports, waker })
 }
