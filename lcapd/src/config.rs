@@ -24,6 +24,8 @@ use crate::source::SourceUri;
 /// A checked configuration.
 #[derive(Debug)]
 pub struct Config {
+    /// The file that it is from.
+    pub path: PathBuf,
     /// Of the daemon as a whole.
     pub server: Server,
     /// One per MDT.
@@ -55,6 +57,8 @@ pub struct Server {
     pub heartbeat: Duration,
     /// Where policy modules are looked for first.
     pub policy_path: Vec<PathBuf>,
+    /// A call into a policy module that takes longer is an error.
+    pub policy_timeout: Duration,
     /// Where figures and health are served over HTTP.
     pub http: Option<SocketAddr>,
 }
@@ -142,6 +146,7 @@ struct RawServer {
     max_idle: Option<Span>,
     max_lag: Option<u64>,
     policy_path: Vec<PathBuf>,
+    policy_timeout: Option<Span>,
     http: Option<Spanned<String>>,
     allow_plaintext: bool,
 }
@@ -330,7 +335,7 @@ impl Config {
         for raw_sink in &raw.sink {
             sinks.push(Arc::new(raw_sink.check(&place, &streams, &sinks)?));
         }
-        Ok(Self { server, mdts, streams, sinks, hsm })
+        Ok(Self { path: path.to_owned(), server, mdts, streams, sinks, hsm })
     }
 }
 
@@ -385,6 +390,7 @@ impl RawServer {
             clear_keep_alive: seconds(self.clear_keep_alive, 3600),
             heartbeat: seconds(self.heartbeat, 1).max(Duration::from_millis(10)),
             policy_path: self.policy_path.clone(),
+            policy_timeout: seconds(self.policy_timeout, 10).max(Duration::from_millis(100)),
             http,
         })
     }

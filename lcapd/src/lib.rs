@@ -17,6 +17,7 @@ pub mod log;
 pub mod metrics;
 pub mod overlap;
 pub mod pipeline;
+pub mod policies;
 pub mod policy;
 pub mod publisher;
 pub mod reader;

@@ -25,6 +25,7 @@ use crate::hsm::service::Handle as HsmQueue;
 use crate::hsm::workers::Answer;
 use crate::log::{Gap, MdtLog};
 use crate::pipeline::Outgoing;
+use crate::policies::{ReloadRequest, Reloaded};
 use crate::reader::ReaderStats;
 use crate::sink::config::SinkConfig;
 use crate::store::Change;
@@ -65,13 +66,15 @@ pub enum Outcome {
         /// The answer.
         upto: RecordIndex,
     },
-    /// Of a request about HSM requests.
-    Answer {
-        /// Who asked.
-        peer: Peer,
-        /// The bytes of the answer.
-        bytes: Vec<u8>,
+    /// A stream has other policies.
+    PoliciesReplaced {
+        /// Number of the stream.
+        stream: usize,
+        /// They have a say in clearing.
+        clears: bool,
     },
+    /// The answer to a request that took another thread some time.
+    Answer(Peer, Reply),
     /// A sink's target has confirmed records.
     SinkSettled {
         /// Numbers of the stream and the MDT.
@@ -172,6 +175,8 @@ pub struct Server {
     pub queue_limit_bytes: usize,
     /// Starts catch-up threads.
     pub catch_ups: Box<dyn CatchUps>,
+    /// Replaces policies.
+    pub reloads: Sender<ReloadRequest>,
     /// Sessions whose catch-up has something.
     pub ready: Receiver<u64>,
     /// The store's thread.
@@ -372,7 +377,7 @@ impl Server {
                 Ok(body) => Reply::ok(id, &body),
                 Err((errno, error)) => Reply::error(id, errno, error),
             };
-            let _ = outcomes.send(Outcome::Answer { peer, bytes: reply.encode() });
+            let _ = outcomes.send(Outcome::Answer(peer, reply));
             waker.wake();
         });
         hsm.call(move |core, now| operator::handle(core, op, answer, now));
@@ -419,8 +424,11 @@ impl Server {
                 Outcome::PolicyAllows { stream, mdt, proposed, upto } => {
                     self.engine.policy_allows(stream, mdt, proposed, upto, now);
                 }
-                Outcome::Answer { peer, bytes } => {
-                    self.send_control(&peer, &bytes);
+                Outcome::PoliciesReplaced { stream, clears } => {
+                    self.engine.policies_replaced(stream, clears);
+                }
+                Outcome::Answer(peer, reply) => {
+                    self.send_control(&peer, &reply.encode());
                 }
                 Outcome::SinkSettled { place, sink, upto, generation } => {
                     self.engine.sink_settled(place, &sink.reader, upto, generation);
@@ -478,6 +486,9 @@ impl Server {
                 Effect::AskPolicy { stream, mdt, readers, offer, proposed } => {
                     self.ask_policy(stream, mdt, readers, offer, proposed);
                 }
+                Effect::ReloadPolicies { stream, peer, id } => {
+                    self.reload_policies(stream, &peer, id);
+                }
             }
         }
     }
@@ -503,6 +514,22 @@ impl Server {
             answer: answer.into(),
         });
         worker.waker.wake();
+    }
+
+    /// The answer comes back as an outcome: loading a module and waiting for workers takes time.
+    fn reload_policies(&self, stream: usize, peer: &Peer, id: Option<u64>) {
+        let (outcomes, waker, peer) =
+            (self.outcome_sender.clone(), self.waker.clone(), peer.clone());
+        let answer = move |_: &str, reloaded: Reloaded| {
+            let reply = match reloaded {
+                Ok(reply) => Reply::ok(id, &reply),
+                Err(problem) => Reply::error(id, libc::EINVAL, problem),
+            };
+            let _ = outcomes.send(Outcome::Answer(peer.clone(), reply));
+            waker.wake();
+        };
+        let request = ReloadRequest { stream: Some(stream), answer: Box::new(answer) };
+        let _ = self.reloads.send(request); // fails only when lcapd stops
     }
 
     fn serve_catch_ups(
