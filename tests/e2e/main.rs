@@ -5,4 +5,5 @@
 mod captures;
 mod commands;
 mod faults;
+mod hsm_movers;
 mod relay;

@@ -19,6 +19,14 @@ pub fn program(name: &str) -> PathBuf {
     path
 }
 
+/// Path of a library of this workspace, brought up to date like a program.
+///
+/// # Panics
+/// If it is not there, with what to type.
+pub fn library(name: &str) -> PathBuf {
+    program(name)
+}
+
 /// `target/<profile>`.
 fn directory() -> PathBuf {
     let exe = std::env::current_exe().unwrap_or_default();
@@ -32,7 +40,7 @@ fn build() {
     let dir = directory();
     let Some(target) = dir.parent() else { return };
     let programs: [&[&str]; 2] = [
-        &["-p", "lcapd", "-p", "lcap", "-p", "lcap-policy-fifo"],
+        &["-p", "lcapd", "-p", "lcap", "-p", "lcap-policy-fifo", "-p", "lcap-llapi"],
         &["-p", "lcap-tests", "--bin", "lcap-journal-client"],
     ];
     for what in programs {
