@@ -5,6 +5,10 @@
 mod captures;
 mod commands;
 mod faults;
+<<<<<<< HEAD
 mod policies;
+=======
+mod hsm_movers;
+>>>>>>> movers
 mod relay;
 mod sink;

@@ -12,6 +12,7 @@
 pub mod campaign;
 pub mod check;
 pub mod daemon;
+pub mod hsm;
 pub mod journal;
 pub mod programs;
 pub mod proxy;

@@ -8,6 +8,8 @@
 #![forbid(unsafe_code)]
 
 #[cfg(test)]
+mod sim;
+#[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -252,13 +254,11 @@ impl Movers {
         let name: Arc<str> = hello.mover.as_str().into();
         let holder = self.by_name.get(&name).and_then(|number| self.sessions.get(number));
         match holder {
-            Some(old) if old.hello.life == hello.life => {
-                // An old one that arrives late finds the newer one's session, and nothing happens.
-                if hello.attempt <= old.hello.attempt {
-                    return;
-                }
+            // An old one that arrives late finds the newer one's session, and nothing happens.
+            Some(old) if old.hello.life == hello.life && hello.attempt <= old.hello.attempt => {
+                return;
             }
-            Some(old) => {
+            Some(old) if old.hello.life != hello.life => {
                 let probe = self.by_name.get(&name).copied().unwrap_or_default();
                 let old = Arc::clone(&old.peer);
                 let until = now + self.settings.heartbeat * 2;
@@ -271,7 +271,7 @@ impl Movers {
                 self.say(&old, &MoverEvent::Probe { session: probe }, Vec::new());
                 return;
             }
-            None => {}
+            _ => {}
         }
         self.open(queue, peer, name, hello, behind, now);
     }

@@ -28,7 +28,8 @@ use crate::hsm::scheduler::{Lock, Now, Wants};
 /// What an item takes of a mover's buffer, besides its data.
 const ITEM_BYTES: u64 = 2 * ITEM_HEAD_BYTES as u64;
 /// A smaller buffer is refused.
-const LEAST_BUFFER: i64 = ITEM_HEAD_BYTES as i64 + 100;
+const LEAST_BUFFER: i64 = 172;
+const _: () = assert!(ITEM_HEAD_BYTES + 100 == 172);
 /// Requests in one reply.
 const LIST_ITEMS: u32 = 100;
 /// `verbose` from which a status lists requests.
