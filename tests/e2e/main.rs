@@ -5,10 +5,7 @@
 mod captures;
 mod commands;
 mod faults;
-<<<<<<< HEAD
-mod policies;
-=======
 mod hsm_movers;
->>>>>>> movers
+mod policies;
 mod relay;
 mod sink;
