@@ -48,7 +48,7 @@ enum Command {
     Top(top::TopArgs),
     /// Say what is wrong with this installation, and what to type.
     Doctor(doctor::DoctorArgs),
-    /// Look at HSM actions: as a list, as a dashboard, as figures.
+    /// Look at HSM actions as they change, at the queue of HSM requests, and work on it.
     Hsm(hsm::HsmArgs),
     /// Write an MDT's records to a trace that `replay:` reads.
     Record(record::RecordArgs),

@@ -14,6 +14,7 @@ pub mod campaign;
 pub mod check;
 pub mod contract;
 pub mod daemon;
+pub mod hsm;
 pub mod journal;
 pub mod lists;
 pub mod programs;
@@ -23,3 +24,4 @@ pub mod rng;
 #[path = "../sim/mod.rs"]
 pub mod sim;
 pub mod sink_campaign;
+pub mod upcalls;
