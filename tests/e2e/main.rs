@@ -7,8 +7,6 @@ mod commands;
 mod faults;
 mod hsm;
 mod hsm_movers;
-mod hsm_viewers;
 mod policies;
 mod relay;
 mod sink;
-mod sink_hsm;

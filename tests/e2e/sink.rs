@@ -1,10 +1,8 @@
 //! Streams into a real Redis.
 
 use std::collections::BTreeSet;
-use std::path::Path;
-use std::process::Command;
 
-use lcap_tests::daemon::{Setup, free_port, wait_until};
+use lcap_tests::daemon::{Daemon, Setup, wait_until};
 use lcap_tests::redis::{RedisServer, StreamEntry};
 use rustix::process::Signal;
 
@@ -22,6 +20,10 @@ fn n_entries(redis: &RedisServer, key: &str) -> usize {
     n.and_then(|n| usize::try_from(n).ok()).unwrap_or(0)
 }
 
+fn cleared(daemon: &Daemon) -> u64 {
+    daemon.control().status().unwrap().mdts[0].cleared_index
+}
+
 fn indexes(entries: &[StreamEntry]) -> Vec<u64> {
     entries.iter().map(|entry| entry.number("index").unwrap()).collect()
 }
@@ -32,7 +34,7 @@ fn records_come_as_fields_and_are_cleared_once_redis_has_them() {
     let more = "groups = [\"audit\"]";
     let daemon = changelog_setup(&redis, "sim:records=5000,seed=1", more).start();
     wait_until("all records are in Redis", || n_entries(&redis, KEY) == 5000);
-    wait_until("they are cleared", || daemon.cleared(MDT) == 5000);
+    wait_until("they are cleared", || cleared(&daemon) == 5000);
     let entries = redis.entries(0, KEY);
     assert_eq!(indexes(&entries), (1..=5000).collect::<Vec<_>>());
     let types: BTreeSet<&str> = entries.iter().map(|entry| entry.text("type").unwrap()).collect();
@@ -70,7 +72,7 @@ fn nothing_is_missing_or_doubled_whoever_is_killed() {
     daemon.start();
     redis.signal(Signal::CONT);
     wait_until("all records are in Redis", || n_entries(&redis, KEY) >= 30_000);
-    wait_until("they are cleared", || daemon.cleared(MDT) == 30_000);
+    wait_until("they are cleared", || cleared(&daemon) == 30_000);
     assert_eq!(indexes(&redis.entries(0, KEY)), (1..=30_000).collect::<Vec<_>>());
 }
 
@@ -83,65 +85,9 @@ fn a_redis_that_refuses_keeps_the_records_on_the_mdt() {
     let mut daemon = changelog_setup(&redis, "sim:records=100,seed=3", &more).start();
     wait_until("the refusal is told", || daemon.log().contains("sink interrupted"));
     assert!(daemon.log().contains("authentication failed"), "{}", daemon.log());
-    assert_eq!(daemon.control().status().unwrap().mdts[0].cleared_index, 0);
+    assert_eq!(cleared(&daemon), 0);
     std::fs::write(&password, "right\n").unwrap();
     daemon.stop();
     daemon.start();
-    wait_until("they are cleared", || daemon.cleared(MDT) == 100);
-}
-
-/// A certificate authority and a server's certificate of it, as `NAME.crt` and `NAME-server.crt`.
-fn certificates(dir: &Path, name: &str) {
-    let openssl = |args: &str| {
-        let words = args.split_whitespace().map(|word| word.replace("NAME", name));
-        let output = Command::new("openssl").args(words).current_dir(dir).output();
-        let output = output.expect("openssl is installed (packaging/setup.sh test)");
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    };
-    std::fs::write(dir.join("names"), "subjectAltName=IP:127.0.0.1\n").unwrap();
-    let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
-    openssl(&format!("req -x509 {key} -days 2 -subj /CN=NAME -keyout NAME.key -out NAME.crt"));
-    openssl(&format!("req {key} -subj /CN=server -keyout NAME-server.key -out NAME.csr"));
-    openssl(
-        "x509 -req -in NAME.csr -CA NAME.crt -CAkey NAME.key -CAcreateserial -days 2 \
-         -extfile names -out NAME-server.crt",
-    );
-}
-
-#[test]
-fn tls_is_spoken_with_who_the_authority_knows_and_with_nobody_else() {
-    let dir = tempfile::tempdir().unwrap();
-    certificates(dir.path(), "right");
-    certificates(dir.path(), "wrong");
-    let file = |name: &str| dir.path().join(name).display().to_string();
-    let port = free_port().to_string();
-    let (cert, key, ca) = (file("right-server.crt"), file("right-server.key"), file("right.crt"));
-    let redis = RedisServer::with(&[
-        "--tls-port",
-        &port,
-        "--tls-cert-file",
-        &cert,
-        "--tls-key-file",
-        &key,
-        "--tls-ca-cert-file",
-        &ca,
-        "--tls-auth-clients",
-        "no",
-    ]);
-    let trusted = dir.path().join("trusted.crt");
-    std::fs::copy(file("wrong.crt"), &trusted).unwrap();
-    let sink = format!(
-        "[[sink]]\nstream = \"changelog\"\nredis = \"rediss://127.0.0.1:{port}/0\"\n\
-         ca_file = \"{}\"",
-        trusted.display()
-    );
-    let setup = Setup::new().mdt(MDT, "sim:records=100,seed=4").broadcast("changelog", "");
-    let mut daemon = setup.more(&sink).start();
-    wait_until("the certificate is refused", || daemon.log().contains("sink interrupted"));
-    assert_eq!(n_entries(&redis, KEY), 0);
-    assert_eq!(daemon.control().status().unwrap().mdts[0].cleared_index, 0);
-    daemon.stop();
-    std::fs::copy(&ca, &trusted).unwrap();
-    daemon.start();
-    wait_until("all records are in Redis", || n_entries(&redis, KEY) == 100);
+    wait_until("they are cleared", || cleared(&daemon) == 100);
 }

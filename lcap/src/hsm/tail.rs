@@ -113,7 +113,7 @@ pub(crate) fn run(args: &TailArgs) -> Result<()> {
 fn line(event: &Event, paths: Option<&mut Paths>, colour: bool) -> String {
     let time = event.seconds.map_or_else(|| "N/A".to_owned(), local_time);
     let path = match paths {
-        _ if event.fid.is_empty() => " ".to_owned(),
+        _ if event.fid.is_empty() => String::new(),
         Some(paths) => {
             paths.path(&event.fid).unwrap_or_else(|| format!("(path for {} not found)", event.fid))
         }
@@ -174,7 +174,7 @@ mod tests {
         );
         assert_eq!(
             plain(event("RESTORE", "CANCELED", "")),
-            "N/A [elm-MDT0000] RESTORE  CANCELED ->   (id: 1795307338419-1)"
+            "N/A [elm-MDT0000] RESTORE  CANCELED ->  (id: 1795307338419-1)"
         );
     }
 
