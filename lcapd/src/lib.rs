@@ -4,6 +4,7 @@
 //! queue → client`, and acknowledgements come back `client → engine → store → clearer`.
 
 pub mod batch;
+pub mod buffers;
 pub mod catch_up;
 pub mod clearer;
 pub mod config;
@@ -11,6 +12,7 @@ pub mod engine;
 pub mod follower;
 pub mod log;
 pub mod overlap;
+pub mod pace;
 pub mod pipeline;
 pub mod policy;
 pub mod publisher;

@@ -16,6 +16,7 @@ use lcap_ffi::{MdtName, RecordIndex};
 use lcap_wire::control::Delivery;
 use tracing::{info, warn};
 
+use crate::buffers::Buffers;
 use crate::catch_up::{CatchUp, Handle, LiveWorker, Notify};
 use crate::clearer::Clearer;
 use crate::config::{Config, Stream};
@@ -23,6 +24,7 @@ use crate::engine::retention::ClearPolicy;
 use crate::engine::{CatchUpStart, Engine, MdtSetup, Settings, StreamSetup};
 use crate::follower::Follower;
 use crate::log::MdtLog;
+use crate::pace::Pace;
 use crate::pipeline::Pipeline;
 use crate::policy::{Chain, Loader, Module, PolicyConfig, PolicyError};
 use crate::publisher::{self, Publisher, Topic};
@@ -38,6 +40,8 @@ use crate::worker::{Output, Progress, Published, Worker};
 const HANDOVER: usize = 8;
 /// Threads that serve clients from the past, at most.
 const MAX_CATCH_UPS: usize = 512;
+/// Buffers of an MDT that lie unused, at most.
+const KEPT_BUFFERS: usize = 8;
 
 /// Memory, divided: what each part may take of the configured limit.
 #[derive(Clone, Copy, Debug)]
@@ -69,6 +73,7 @@ struct MdtParts {
     name: MdtName,
     upstream: Arc<dyn Upstream>,
     log: Arc<MdtLog>,
+    buffers: Arc<Buffers>,
 }
 
 /// The modules of one stream, loaded once.
@@ -232,6 +237,7 @@ impl Daemon {
         let (commits, commits_in) = unbounded();
         start_store(&mut outlet, store, commits_in, outcomes.clone(), engine_waker.clone())?;
 
+        let flowing = Arc::default();
         let (mut mdts, mut mdt_ends) = (Vec::new(), Vec::new());
         for (at, mdt) in config.mdts.iter().enumerate() {
             let upstream =
@@ -241,7 +247,9 @@ impl Daemon {
             let waker = Waker::new()?;
             let generation = engine.generation_of(at);
             let log = MdtLog::new(budget.log_bytes, start, generation, waker.clone());
-            let parts = MdtParts { name: mdt.name.clone(), upstream, log: Arc::new(log) };
+            let buffers = Arc::new(Buffers::new(budget.read_bytes, KEPT_BUFFERS));
+            let (name, log) = (mdt.name.clone(), Arc::new(log));
+            let parts = MdtParts { name, upstream, log, buffers };
             let stats = Arc::new(ReaderStats::default());
             stats.read_index.store(start.prev().get(), Ordering::Relaxed);
             let mut reader = Reader {
@@ -250,7 +258,8 @@ impl Daemon {
                 upstream: Arc::clone(&parts.upstream),
                 log: Arc::clone(&parts.log),
                 stats: Arc::clone(&stats),
-                read_bytes: budget.read_bytes,
+                buffers: Arc::clone(&parts.buffers),
+                pace: Pace::new(Arc::clone(&flowing)),
                 known: saved.tails.get(mdt.name.as_str()).cloned().unwrap_or_default(),
                 outcomes: outcomes.clone(),
                 engine: engine_waker.clone(),
@@ -300,7 +309,7 @@ impl Daemon {
                 let waker = Waker::new()?;
                 let from = engine.start_of(stream_at, at);
                 let continues = from > RecordIndex::new(1);
-                let follower = follower(mdt, from, continues, budget, &waker);
+                let follower = follower(mdt, from, continues, &waker);
                 let pipeline = Pipeline::new(follower, modules.chain(&mdt.name)?, started);
                 let (command, commands) = unbounded();
                 let progress = Arc::new(Progress::default());
@@ -348,7 +357,6 @@ impl Daemon {
             mdts,
             modules,
             live,
-            budget,
             started,
             ready,
             waker: engine_waker.clone(),
@@ -402,15 +410,9 @@ impl Daemon {
     }
 }
 
-fn follower(
-    mdt: &MdtParts,
-    from: RecordIndex,
-    continues: bool,
-    budget: Budget,
-    waker: &Waker,
-) -> Follower {
+fn follower(mdt: &MdtParts, from: RecordIndex, continues: bool, waker: &Waker) -> Follower {
     let (log, upstream) = (Arc::clone(&mdt.log), Arc::clone(&mdt.upstream));
-    Follower::new(log, upstream, from, continues, budget.read_bytes, waker.clone())
+    Follower::new(log, upstream, from, continues, Arc::clone(&mdt.buffers), waker.clone())
 }
 
 type ToPublisher = (Sender<Published>, Waker);
@@ -462,7 +464,6 @@ struct CatchUpThreads {
     mdts: Vec<MdtParts>,
     modules: Vec<Modules>,
     live: Vec<Vec<LiveWorker>>,
-    budget: Budget,
     started: Instant,
     ready: Sender<u64>,
     waker: Waker,
@@ -479,7 +480,7 @@ impl CatchUps for CatchUpThreads {
         let parts = &self.mdts[mdt];
         let waker = Waker::new().map_err(|error| error.to_string())?;
         let chain = self.modules[stream].chain(&parts.name).map_err(|error| chain(&error))?;
-        let follower = follower(parts, from, continues, self.budget, &waker);
+        let follower = follower(parts, from, continues, &waker);
         let mut pipeline = Pipeline::new(follower, chain, self.started);
         if !follow {
             pipeline.want_end();
