@@ -19,7 +19,7 @@ C_WARNINGS := -Wall -Wextra -Werror
 POLICIES := $(filter-out sdk,$(patsubst policies/%/Cargo.toml,%,$(wildcard policies/*/Cargo.toml)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-build build rust examples test deny soak demo install clean
+.PHONY: help setup setup-build build rust examples test explore deny soak bench demo install clean
 
 help:            ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 18
@@ -53,6 +53,13 @@ test: setup      ## everything that must pass before a change goes in
 		$(CARGO) deny --locked check --hide-inclusion-graph licenses bans sources; \
 	else echo 'licences of dependencies not checked: no cargo-deny here'; fi
 
+# Other cases than those of `make test`, which are always the same; a failing one says its seed.
+explore: setup   ## property tests and the simulation with cases that were never drawn before
+	@seed=$$(date +%s%N); echo "PROPTEST_RNG_SEED=$$seed LCAP_FIRST_SEED=$$seed"; \
+	$(MAKE) --no-print-directory examples PROFILE=debug && \
+	PROPTEST_RNG_SEED=$$seed LCAP_FIRST_SEED=$$seed LCAP_SECONDS=$${LCAP_SECONDS:-120} \
+		$(CARGO) test --workspace --locked
+
 # Compiling cargo-deny takes longer than all tests, and advisories need the network.
 deny:            ## check licences, sources and advisories of dependencies (cargo install cargo-deny)
 	$(CARGO) deny --locked check
@@ -61,6 +68,10 @@ MINUTES ?= 10
 soak: setup      ## kill, stop and cut things for MINUTES=10; ends with a line that says whether anything was lost
 	$(CARGO) build --workspace --locked --release
 	$(CARGO) run --locked --release -p lcap-tests --bin lcap-soak -- --minutes $(MINUTES)
+
+RUNS ?= 3
+bench: build     ## measure lcap on this machine beside references, RUNS=3 times each; target/bench has JSON and plots
+	$(OUT)/lcap-benches --runs $(RUNS) --out $(TARGET)/bench
 
 demo: build      ## a daemon with simulated MDTs and three clients; proves that nothing is lost
 	$(OUT)/lcap demo

@@ -13,22 +13,20 @@ use crate::machine::{cpu_by_thread, cpu_seconds};
 
 /// What one C client reports.
 #[derive(Clone, Copy, Debug)]
-pub struct Received {
-    /// Records, and their bytes.
-    pub records: f64,
-    /// Of all records.
-    pub bytes: f64,
+pub(crate) struct Received {
+    /// Records.
+    pub(crate) records: f64,
     /// From the first record to the last.
-    pub seconds: f64,
+    pub(crate) seconds: f64,
     /// Processor time of the thread that receives, in that time.
-    pub thread_cpu: f64,
+    pub(crate) thread_cpu: f64,
     /// Processor time of the client's process, in that time.
-    pub process_cpu: f64,
+    pub(crate) process_cpu: f64,
 }
 
 /// The compiled `client.c`.
 #[derive(Debug)]
-pub struct CClient {
+pub(crate) struct CClient {
     path: PathBuf,
 }
 
@@ -37,7 +35,7 @@ impl CClient {
     ///
     /// # Errors
     /// If the compiler fails.
-    pub fn build(dir: &Path) -> Result<Self> {
+    pub(crate) fn build(dir: &Path) -> Result<Self> {
         let libraries = std::env::current_exe()?.parent().context("a directory")?.to_owned();
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
         let path = dir.join("client");
@@ -62,7 +60,13 @@ impl CClient {
     ///
     /// # Errors
     /// If it cannot be started.
-    pub fn start(&self, daemon: &Daemon, mdt: &str, stream: &str, n: u64) -> Result<Running> {
+    pub(crate) fn start(
+        &self,
+        daemon: &Daemon,
+        mdt: &str,
+        stream: &str,
+        n: u64,
+    ) -> Result<Running> {
         let mut command = Command::new(&self.path);
         command.args([mdt, stream, &n.to_string()]);
         command.env("LCAP_REC_URI", daemon.setup().control_endpoint()).env_remove("LCAP_READER");
@@ -72,28 +76,28 @@ impl CClient {
 
 /// A client that receives.
 #[derive(Debug)]
-pub struct Running(Child);
+pub(crate) struct Running(Child);
 
 impl Running {
     /// Waits for its report.
     ///
     /// # Errors
     /// If it failed.
-    pub fn finish(self) -> Result<Received> {
+    pub(crate) fn finish(self) -> Result<Received> {
         let output = self.0.wait_with_output()?;
         ensure!(output.status.success(), "the client failed: {}", output.status);
         let text = String::from_utf8(output.stdout)?;
         let words: Vec<f64> = text.split_whitespace().flat_map(str::parse).collect();
-        let &[records, bytes, seconds, thread_cpu, process_cpu, _] = words.as_slice() else {
+        let &[records, _, seconds, thread_cpu, process_cpu, _] = words.as_slice() else {
             bail!("the client reports {text:?}");
         };
-        Ok(Received { records, bytes, seconds, thread_cpu, process_cpu })
+        Ok(Received { records, seconds, thread_cpu, process_cpu })
     }
 }
 
 /// Processor time of an lcapd over some work.
 #[derive(Debug)]
-pub struct Cost {
+pub(crate) struct Cost {
     pid: u32,
     before: f64,
     threads: BTreeMap<String, f64>,
@@ -101,13 +105,13 @@ pub struct Cost {
 
 impl Cost {
     /// Begins to count.
-    pub fn begin(daemon: &Daemon) -> Self {
+    pub(crate) fn begin(daemon: &Daemon) -> Self {
         let pid = pid(daemon);
         Self { pid, before: cpu_seconds(pid), threads: cpu_by_thread(pid) }
     }
 
     /// Seconds since then, in all and by thread.
-    pub fn end(self) -> (f64, BTreeMap<String, f64>) {
+    pub(crate) fn end(self) -> (f64, BTreeMap<String, f64>) {
         let mut threads = cpu_by_thread(self.pid);
         for (name, seconds) in &mut threads {
             *seconds -= self.threads.get(name).copied().unwrap_or(0.0);
@@ -121,14 +125,14 @@ fn pid(daemon: &Daemon) -> u32 {
 }
 
 /// An lcapd with `n_mdts` MDTs of that source, and one broadcast stream.
-pub fn broadcast(tcp: bool, n_mdts: usize, source: &str, more: &str) -> Setup {
+pub(crate) fn broadcast(tcp: bool, n_mdts: usize, source: &str, more: &str) -> Setup {
     let setup = if tcp { Setup::new().on_tcp() } else { Setup::new() };
     let mdts = (0..n_mdts).map(mdt_name);
     mdts.fold(setup, |setup, mdt| setup.mdt(&mdt, source)).broadcast("changelog", more)
 }
 
 /// `lustre-MDT0000` and so on.
-pub fn mdt_name(at: usize) -> String {
+pub(crate) fn mdt_name(at: usize) -> String {
     format!("lustre-MDT{at:04x}")
 }
 
@@ -136,7 +140,7 @@ pub fn mdt_name(at: usize) -> String {
 ///
 /// # Errors
 /// If that takes longer than two minutes.
-pub fn wait_read(daemon: &Daemon, index: u64) -> Result<()> {
+pub(crate) fn wait_read(daemon: &Daemon, index: u64) -> Result<()> {
     let deadline = Instant::now() + Duration::from_secs(120);
     let mut control = daemon.control();
     while !control.status()?.mdts.iter().all(|mdt| mdt.read_index >= index) {

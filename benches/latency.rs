@@ -8,11 +8,11 @@ use lcap_tests::daemon::Daemon;
 
 /// Latencies in seconds, in ascending order.
 #[derive(Debug)]
-pub struct Latencies(Vec<f64>);
+pub(crate) struct Latencies(Vec<f64>);
 
 impl Latencies {
     /// The value that the part `p` of all is not above.
-    pub fn quantile(&self, p: f64) -> f64 {
+    pub(crate) fn quantile(&self, p: f64) -> f64 {
         let n = self.0.len().saturating_sub(1);
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // 0 ≤ p ≤ 1
         let at = (p * n as f64).round() as usize;
@@ -24,7 +24,7 @@ impl Latencies {
 ///
 /// # Errors
 /// If the client fails.
-pub fn measure(daemon: &Daemon, mdt: &str, duration: Duration) -> Result<Latencies> {
+pub(crate) fn measure(daemon: &Daemon, mdt: &str, duration: Duration) -> Result<Latencies> {
     let read = daemon.control().status()?.mdts.first().map_or(0, |mdt| mdt.read_index);
     let builder = daemon.client(mdt, "changelog").from(read + 1).follow(true);
     let mut client = builder.connect()?;

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 
 /// Processor, cores, memory and kernel, in one line.
-pub fn describe() -> String {
+pub(crate) fn describe() -> String {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let field = |text: &str, name: &str| {
         let line = text.lines().find(|line| line.starts_with(name));
@@ -23,7 +23,7 @@ pub fn describe() -> String {
 
 /// Processor time of a process by the names of its threads, in seconds; the kernel counts in ticks
 /// of 10 ms. Threads that ended are in the total of [`cpu_seconds`] only.
-pub fn cpu_by_thread(pid: u32) -> BTreeMap<String, f64> {
+pub(crate) fn cpu_by_thread(pid: u32) -> BTreeMap<String, f64> {
     let mut times = BTreeMap::new();
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     for task in tasks {
@@ -35,7 +35,7 @@ pub fn cpu_by_thread(pid: u32) -> BTreeMap<String, f64> {
 }
 
 /// Processor time of a process, in seconds.
-pub fn cpu_seconds(pid: u32) -> f64 {
+pub(crate) fn cpu_seconds(pid: u32) -> f64 {
     stat(Path::new(&format!("/proc/{pid}/stat"))).map_or(0.0, |(_, seconds)| seconds)
 }
 

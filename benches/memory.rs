@@ -13,7 +13,7 @@ use lcapd::buffers::Buffers;
 use lcapd::source::sim::{Generator, GeneratorOptions};
 
 /// So many records of the generator, back to back.
-pub fn records(n: u64) -> Vec<u8> {
+pub(crate) fn records(n: u64) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(usize::try_from(n).unwrap_or(0) * 170);
     let mut generator = Generator::new(GeneratorOptions::default());
     generator.fill(&mut bytes, n);
@@ -24,7 +24,7 @@ pub fn records(n: u64) -> Vec<u8> {
 ///
 /// # Errors
 /// Never, for records of the generator.
-pub fn walk(bytes: &[u8], n: u64) -> Result<f64> {
+pub(crate) fn walk(bytes: &[u8], n: u64) -> Result<f64> {
     let started = Instant::now();
     let mut sum = 0_u64;
     let mut rest = bytes;
@@ -42,7 +42,7 @@ pub fn walk(bytes: &[u8], n: u64) -> Result<f64> {
 ///
 /// # Errors
 /// If the file cannot be read.
-pub fn one_by_one(file: &Path, n: u64) -> Result<f64> {
+pub(crate) fn one_by_one(file: &Path, n: u64) -> Result<f64> {
     use std::os::unix::fs::FileExt as _;
     let file = std::fs::File::open(file)?;
     let (mut at, mut buf, mut sum) = (0_u64, vec![0_u8; 4096], 0_u64);
@@ -72,7 +72,7 @@ pub fn one_by_one(file: &Path, n: u64) -> Result<f64> {
 ///
 /// # Errors
 /// If it cannot be read.
-pub fn device(file: &Path, records: &[u8], n: u64) -> Result<f64> {
+pub(crate) fn device(file: &Path, records: &[u8], n: u64) -> Result<f64> {
     use std::os::unix::fs::FileExt as _;
     let (mut cuts, mut at, mut begin) = (Vec::new(), 0, 0);
     while let Some(rest) = records.get(at..).filter(|rest| !rest.is_empty()) {

@@ -10,32 +10,32 @@ use serde::Serialize;
 
 /// One figure.
 #[derive(Clone, Debug, Serialize)]
-pub struct Row {
+pub(crate) struct Row {
     /// What was measured.
-    pub name: String,
+    pub(crate) name: String,
     /// The median of all runs.
-    pub value: f64,
+    pub(crate) value: f64,
     /// Of `value`, `min`, `max` and `reference`.
-    pub unit: &'static str,
+    pub(crate) unit: &'static str,
     /// The smallest of all runs.
-    pub min: f64,
+    pub(crate) min: f64,
     /// The largest of all runs.
-    pub max: f64,
+    pub(crate) max: f64,
     /// What it is compared with, measured in the same run; its median.
-    pub reference: Option<f64>,
+    pub(crate) reference: Option<f64>,
     /// `value / reference`.
-    pub ratio: Option<f64>,
+    pub(crate) ratio: Option<f64>,
     /// What is to be reached, as a sentence.
-    pub target: Option<String>,
+    pub(crate) target: Option<String>,
     /// Whether it was.
-    pub met: Option<bool>,
+    pub(crate) met: Option<bool>,
     /// How it was measured.
-    pub command: String,
+    pub(crate) command: String,
 }
 
 impl Row {
     /// The median of `samples`.
-    pub fn new(name: &str, unit: &'static str, samples: &[f64], command: &str) -> Self {
+    pub(crate) fn new(name: &str, unit: &'static str, samples: &[f64], command: &str) -> Self {
         let mut sorted = samples.to_vec();
         sorted.sort_by(f64::total_cmp);
         let at = |n: usize| sorted.get(n).copied().unwrap_or(f64::NAN);
@@ -55,14 +55,14 @@ impl Row {
 
     /// Compares with another figure of this run.
     #[must_use]
-    pub fn against(mut self, reference: f64) -> Self {
+    pub(crate) fn against(mut self, reference: f64) -> Self {
         (self.reference, self.ratio) = (Some(reference), Some(self.value / reference));
         self
     }
 
     /// At least so much is wanted.
     #[must_use]
-    pub fn at_least(mut self, bound: f64) -> Self {
+    pub(crate) fn at_least(mut self, bound: f64) -> Self {
         self.target = Some(format!("at least {} {}", short(bound), self.unit));
         self.met = Some(self.value >= bound);
         self
@@ -70,7 +70,7 @@ impl Row {
 
     /// At most so much is wanted.
     #[must_use]
-    pub fn at_most(mut self, bound: f64) -> Self {
+    pub(crate) fn at_most(mut self, bound: f64) -> Self {
         self.target = Some(format!("at most {} {}", short(bound), self.unit));
         self.met = Some(self.value <= bound);
         self
@@ -78,7 +78,7 @@ impl Row {
 
     /// At least that part of the reference is wanted.
     #[must_use]
-    pub fn at_least_ratio(mut self, bound: f64) -> Self {
+    pub(crate) fn at_least_ratio(mut self, bound: f64) -> Self {
         self.target = Some(format!("at least {:.0} % of the reference", bound * 100.0));
         self.met = self.ratio.map(|ratio| ratio >= bound);
         self
@@ -87,20 +87,20 @@ impl Row {
 
 /// Figures that belong together and are drawn as one line.
 #[derive(Clone, Debug, Serialize)]
-pub struct Series {
+pub(crate) struct Series {
     /// Becomes the file's name.
-    pub name: String,
+    pub(crate) name: String,
     /// What is varied.
-    pub x: &'static str,
+    pub(crate) x: &'static str,
     /// What is measured.
-    pub y: &'static str,
+    pub(crate) y: &'static str,
     /// The points.
-    pub points: Vec<(f64, f64)>,
+    pub(crate) points: Vec<(f64, f64)>,
 }
 
 /// Everything of one run.
 #[derive(Debug, Serialize)]
-pub struct Report {
+pub(crate) struct Report {
     machine: String,
     rows: Vec<Row>,
     series: Vec<Series>,
@@ -123,7 +123,7 @@ fn short(value: f64) -> String {
 
 impl Report {
     /// An empty report of that machine.
-    pub fn new(machine: String) -> Self {
+    pub(crate) fn new(machine: String) -> Self {
         println!("{machine}\n");
         let head = ["value", "min", "max", "reference", "ratio"];
         println!(
@@ -134,7 +134,7 @@ impl Report {
     }
 
     /// Takes a figure in, and shows it at once.
-    pub fn add(&mut self, row: Row) {
+    pub(crate) fn add(&mut self, row: Row) {
         let optional = |value: Option<f64>| value.map(short).unwrap_or_default();
         let ratio = row.ratio.map(|ratio| format!("{:.0} %", ratio * 100.0)).unwrap_or_default();
         let verdict = match (&row.target, row.met) {
@@ -156,7 +156,7 @@ impl Report {
     }
 
     /// Takes a line of points in.
-    pub fn add_series(&mut self, series: Series) {
+    pub(crate) fn add_series(&mut self, series: Series) {
         self.series.push(series);
     }
 
@@ -164,7 +164,7 @@ impl Report {
     ///
     /// # Errors
     /// If that cannot be written.
-    pub fn write(&self, dir: &Path) -> Result<()> {
+    pub(crate) fn write(&self, dir: &Path) -> Result<()> {
         fs::create_dir_all(dir)?;
         fs::write(dir.join("results.json"), serde_json::to_vec_pretty(self)?)?;
         for series in &self.series {

@@ -14,11 +14,11 @@ use crate::{latency, memory, wire_limit};
 
 /// How much is measured.
 #[derive(Clone, Copy, Debug)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// Runs of each measurement.
-    pub runs: usize,
+    pub(crate) runs: usize,
     /// Records of a run.
-    pub n: u64,
+    pub(crate) n: u64,
 }
 
 /// What the sections share.
@@ -53,7 +53,7 @@ const SECTIONS: [Section; 11] = [
 ///
 /// # Errors
 /// If something cannot be measured at all.
-pub fn measure(settings: &Settings, only: &str, report: &mut Report) -> Result<()> {
+pub(crate) fn measure(settings: &Settings, only: &str, report: &mut Report) -> Result<()> {
     let shm = Path::new("/dev/shm");
     let base = if shm.is_dir() { shm.to_owned() } else { std::env::temp_dir() };
     let dir = tempfile::Builder::new().prefix("lcap-bench-").tempdir_in(base)?;
@@ -132,7 +132,8 @@ fn end_to_end(bench: &mut Bench<'_>) -> Result<()> {
         };
         let wire = bench.wire(&endpoint, 1 << 20)?;
         let source = format!("replay:{}", bench.file().display());
-        let (mut rates, mut costs, mut client, mut stages) = (vec![], vec![], vec![], vec![]);
+        let (mut rates, mut costs, mut client) = (vec![], vec![], vec![]);
+        let (mut whole, mut stages) = (vec![], vec![]);
         for _ in 0..bench.settings.runs {
             let setup = Setup::new();
             let setup = if tcp { setup.on_tcp() } else { setup };
@@ -145,6 +146,7 @@ fn end_to_end(bench: &mut Bench<'_>) -> Result<()> {
             rates.push(received.records / received.seconds);
             costs.push(cpu / received.records * 1e6);
             client.push(received.thread_cpu / received.records * 1e9);
+            whole.push(received.process_cpu / received.records * 1e6);
             stages.push(threads);
         }
         let command =
@@ -156,6 +158,8 @@ fn end_to_end(bench: &mut Bench<'_>) -> Result<()> {
         bench.report.add(Row::new(&name, "s per million records", &costs, &command).at_most(0.25));
         let name = format!("  recv + free in the client, {transport}");
         bench.report.add(Row::new(&name, "ns per record", &client, &command).at_most(40.0));
+        let name = format!("  cpu of the client's process, {transport}");
+        bench.report.add(Row::new(&name, "s per million records", &whole, &command));
         for (thread, seconds) in stages.pop().into_iter().flatten() {
             let cost = seconds / n as f64 * 1e6;
             if cost > 0.005 {

@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result};
 ///
 /// # Errors
 /// If libzmq or the process fails.
-pub fn measure(endpoint: &str, message_bytes: usize, total_bytes: usize) -> Result<f64> {
+pub(crate) fn measure(endpoint: &str, message_bytes: usize, total_bytes: usize) -> Result<f64> {
     let n = (total_bytes / message_bytes).max(2);
     let mut sender = Command::new(std::env::current_exe()?)
         .args(["wire-sender", endpoint, &message_bytes.to_string(), &n.to_string()])
@@ -38,7 +38,7 @@ pub fn measure(endpoint: &str, message_bytes: usize, total_bytes: usize) -> Resu
 ///
 /// # Errors
 /// If libzmq fails.
-pub fn send(endpoint: &str, message_bytes: usize, n: usize) -> Result<()> {
+pub(crate) fn send(endpoint: &str, message_bytes: usize, n: usize) -> Result<()> {
     let context = zmq::Context::new();
     let mut socket = context.socket(zmq::PUSH)?;
     socket.set_sndhwm(1000.min((256 << 20) / message_bytes).try_into()?)?;

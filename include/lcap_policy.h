@@ -47,6 +47,12 @@ extern "C" {
 /** The module keeps no pointer into a record after enqueue() returns, so the host may move what is
  *  held. Set it if you can: few held records then do not pin the large batches that they came in. */
 #define LCAP_POLICY_NO_POINTERS ((uint64_t)2)
+/** What comes out is what came in: the module never sets lcap_policy_out.rec, and drops no record
+ *  because another one makes up for it. Set it if that is so. lcapd then leaves out what a consumer
+ *  has had before a restart, and a reader that is away holds nothing for records that are dropped.
+ *  Without it, a record may stand for others than the record of the same index that the consumer has
+ *  had, so consumers see some again. A module that says so and emits a record of its own fails. */
+#define LCAP_POLICY_VERBATIM ((uint64_t)4)
 /**@}*/
 
 /** Flags of dequeue(). */
@@ -130,7 +136,7 @@ struct lcap_policy_ops {
 	                           accepted as long as it reaches to `dequeue`. Entries are only appended */
 	const char *name;     /**< short name, e.g. "fifo" */
 	const char *version;  /**< the module's own version */
-	uint64_t flags;       /**< LCAP_POLICY_SHARED, LCAP_POLICY_NO_POINTERS */
+	uint64_t flags;       /**< LCAP_POLICY_SHARED, LCAP_POLICY_NO_POINTERS, LCAP_POLICY_VERBATIM */
 
 	/**
 	 * Tells about the module.

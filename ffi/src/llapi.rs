@@ -91,21 +91,8 @@ impl Llapi {
     /// # Errors
     /// [`LlapiError`], in a sentence that says what to install.
     pub fn load() -> Result<Arc<Self>, LlapiError> {
-        let names: Vec<OsString> = match std::env::var_os(LIBRARY_VARIABLE) {
-            Some(name) => vec![name],
-            None => LIBRARY_NAMES.map(OsString::from).to_vec(),
-        };
-        let mut reasons = Vec::new();
-        for name in &names {
-            // SAFETY: loading runs the library's initialisers. It is Lustre's own, or what the
-            // administrator put in its place.
-            match unsafe { Library::new(name) } {
-                Ok(library) => return Self::resolve(library, &name.to_string_lossy()),
-                // The reason proper is the dynamic linker's, one level down.
-                Err(e) => reasons.push(e.source().map_or(e.to_string(), ToString::to_string)),
-            }
-        }
-        Err(LlapiError::Missing { reason: reasons.join("; ") })
+        let (library, name) = open_library()?;
+        Self::resolve(library, &name)
     }
 
     fn resolve(library: Library, name: &str) -> Result<Arc<Self>, LlapiError> {
@@ -184,6 +171,25 @@ impl Llapi {
         // SAFETY: both strings live through the call.
         check(unsafe { (self.clear)(mdt.as_ptr(), user.as_ptr(), upto) }).map(drop)
     }
+}
+
+/// Opens the library that [`LIBRARY_VARIABLE`] names, or else the system's; with its name.
+pub(crate) fn open_library() -> Result<(Library, String), LlapiError> {
+    let names: Vec<OsString> = match std::env::var_os(LIBRARY_VARIABLE) {
+        Some(name) => vec![name],
+        None => LIBRARY_NAMES.map(OsString::from).to_vec(),
+    };
+    let mut reasons = Vec::new();
+    for name in &names {
+        // SAFETY: loading runs the library's initialisers. It is Lustre's own, or what the
+        // administrator put in its place.
+        match unsafe { Library::new(name) } {
+            Ok(library) => return Ok((library, name.to_string_lossy().into_owned())),
+            // The reason proper is the dynamic linker's, one level down.
+            Err(e) => reasons.push(e.source().map_or(e.to_string(), ToString::to_string)),
+        }
+    }
+    Err(LlapiError::Missing { reason: reasons.join("; ") })
 }
 
 /// One open changelog.
@@ -311,11 +317,11 @@ impl Drop for OwnedRecord {
     }
 }
 
-fn check(rc: c_int) -> io::Result<c_int> {
+pub(crate) fn check(rc: c_int) -> io::Result<c_int> {
     if rc < 0 { Err(errno(rc.saturating_neg())) } else { Ok(rc) }
 }
 
-fn errno(number: c_int) -> io::Error {
+pub(crate) fn errno(number: c_int) -> io::Error {
     io::Error::from_raw_os_error(number)
 }
 

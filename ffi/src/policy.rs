@@ -15,6 +15,8 @@ pub const ENTRY_SYMBOL: &str = "lcap_policy_entry";
 pub const SHARED: u64 = 1;
 /// Module flag: keeps no pointer into a record after `enqueue`.
 pub const NO_POINTERS: u64 = 2;
+/// Module flag: emits what it was given and nothing else; no record makes up for a dropped one.
+pub const VERBATIM: u64 = 4;
 /// Flag of `dequeue`: decide everything now.
 pub const FLUSH: u32 = 1;
 /// Verdict: the record goes on.
@@ -170,7 +172,7 @@ pub struct PolicyOps {
     pub name: *const c_char,
     /// The module's own version.
     pub version: *const c_char,
-    /// [`SHARED`], [`NO_POINTERS`].
+    /// [`SHARED`], [`NO_POINTERS`], [`VERBATIM`].
     pub flags: u64,
     /// Tells about the module.
     pub describe: Option<DescribeFn>,

@@ -1,7 +1,9 @@
 //! The process that a library is a guest in: its environment, its signals.
 
 use std::ffi::{CStr, CString, c_char};
+use std::io;
 use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr;
 
 unsafe extern "C" {
@@ -43,6 +45,44 @@ pub fn with_signals_blocked<T>(body: impl FnOnce() -> T) -> T {
         Restore(old.assume_init())
     };
     body()
+}
+
+/// A pipe whose read end does not block; both ends go with an `exec`.
+///
+/// # Errors
+/// If there is no descriptor left.
+pub fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    let mut fds = [-1; 2];
+    // SAFETY: the kernel writes two descriptors.
+    if unsafe { libc::pipe2(fds.as_mut_ptr(), libc::O_CLOEXEC) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: both are new, and nobody else's.
+    let (reader, writer) = unsafe { (OwnedFd::from_raw_fd(fds[0]), OwnedFd::from_raw_fd(fds[1])) };
+    // SAFETY: sets a flag of an open descriptor of ours.
+    if unsafe { libc::fcntl(reader.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok((reader, writer))
+}
+
+/// Writes at most `PIPE_BUF` bytes to a pipe, whole; waits for room. `EPIPE` raises no signal if
+/// the reader is in this process.
+///
+/// # Errors
+/// The kernel's.
+pub fn write_whole(pipe: &OwnedFd, bytes: &[u8]) -> io::Result<()> {
+    loop {
+        // SAFETY: the descriptor is open while it is borrowed, and the bytes are there.
+        let n = unsafe { libc::write(pipe.as_raw_fd(), bytes.as_ptr().cast(), bytes.len()) };
+        if n >= 0 {
+            return Ok(());
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
 }
 
 #[cfg(test)]

@@ -191,21 +191,26 @@ impl RecordType {
     pub const RESYNC: Self = Self(22);
     pub const GETXATTR: Self = Self(23);
     pub const DN_OPEN: Self = Self(24);
+    /// Not Lustre's: a change of an HSM action, see [`crate::hsm_action`]. Never in a changelog.
+    pub const HSM_ACTION: Self = Self(0x6c63_0001);
 }
 
 impl RecordType {
-    /// Lustre's short name, e.g. `CREAT`; `None` for a number that it has no name for.
+    /// Short name, e.g. `CREAT`; `None` for a number that has none.
     pub fn name(self) -> Option<&'static str> {
+        if self == Self::HSM_ACTION {
+            return Some("ACTION");
+        }
         TYPE_NAMES.get(usize::try_from(self.0).ok()?).copied()
     }
 
-    /// The type of that short name, in either case.
+    /// Lustre's type of that short name, in either case.
     pub fn from_name(name: &str) -> Option<Self> {
         let at = TYPE_NAMES.iter().position(|known| known.eq_ignore_ascii_case(name))?;
         u32::try_from(at).ok().map(Self)
     }
 
-    /// Every named type, by number.
+    /// Every type of Lustre's, by number.
     pub fn all() -> impl Iterator<Item = Self> {
         (0..).map(Self).take(TYPE_NAMES.len())
     }

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -47,8 +48,8 @@ pub struct Server {
     pub heartbeat: Duration,
     /// Where policy modules are looked for first.
     pub policy_path: Vec<PathBuf>,
-    /// `http`: accepted for the metrics endpoint.
-    pub http: Option<String>,
+    /// Where figures and health are served over HTTP.
+    pub http: Option<SocketAddr>,
 }
 
 /// `[[mdt]]`.
@@ -131,7 +132,7 @@ struct RawServer {
     max_idle: Option<Span>,
     max_lag: Option<u64>,
     policy_path: Vec<PathBuf>,
-    http: Option<String>,
+    http: Option<Spanned<String>>,
     allow_plaintext: bool,
 }
 
@@ -330,9 +331,6 @@ impl Config {
                 ));
             }
         }
-        if let Some(http) = &self.server.http {
-            warnings.push(format!("http = \"{http}\": metrics are not served by this release"));
-        }
         warnings
     }
 }
@@ -356,6 +354,12 @@ impl RawServer {
         if memory_limit_bytes < 4 << 20 {
             return Err(place.error(None, "server.memory_limit", "at least 4MiB is needed"));
         }
+        let http = self.http.as_ref().map(|http| {
+            let address = http.get_ref().parse();
+            let problem = "not an address; write e.g. \"127.0.0.1:9189\" or \"[::1]:9189\"";
+            address.map_err(|_| place.error(Some(http.span()), "server.http", problem))
+        });
+        let http = http.transpose()?;
         Ok(Server {
             control,
             state_dir: self.state_dir.clone().unwrap_or_else(|| "/var/lib/lcap".into()),
@@ -365,7 +369,7 @@ impl RawServer {
             clear_keep_alive: seconds(self.clear_keep_alive, 3600),
             heartbeat: seconds(self.heartbeat, 1).max(Duration::from_millis(10)),
             policy_path: self.policy_path.clone(),
-            http: self.http.clone(),
+            http,
         })
     }
 }

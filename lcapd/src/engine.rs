@@ -285,7 +285,8 @@ struct Dirty {
     since: Option<Now>,
     in_flight: Option<Vec<Change>>,
     not_before: Option<Now>,
-    failing: bool,
+    /// Why the last commit failed, if it did.
+    failing: Option<String>,
     /// Answers that wait for the next commit, and for the one that is under way.
     waiting: Vec<(Peer, Reply)>,
     waiting_in_flight: Vec<(Peer, Reply)>,
@@ -455,7 +456,7 @@ impl Engine {
         let waiting = std::mem::take(&mut self.dirty.waiting_in_flight);
         match result {
             Ok(()) => {
-                if std::mem::take(&mut self.dirty.failing) {
+                if self.dirty.failing.take().is_some() {
                     info!("state is written again");
                 }
                 self.dirty.not_before = None;
@@ -467,7 +468,7 @@ impl Engine {
                 }
             }
             Err(error) => {
-                if !std::mem::replace(&mut self.dirty.failing, true) {
+                if self.dirty.failing.replace(error.clone()).is_none() {
                     error!(error, "cannot write state: nothing will be cleared until it can");
                 }
                 for change in changes {

@@ -298,6 +298,12 @@ impl Module {
         self.ops.flags & abi::SHARED != 0
     }
 
+    /// It emits what it was given and nothing else. If not, one index may stand for different
+    /// records from run to run.
+    pub fn is_verbatim(&self) -> bool {
+        self.ops.flags & abi::VERBATIM != 0
+    }
+
     /// It keeps no pointer to a record: what it holds may be moved.
     fn keeps_no_pointers(&self) -> bool {
         self.ops.flags & abi::NO_POINTERS != 0

@@ -11,6 +11,7 @@ use lcap_wire::frame::{parse_hello_topic, topic};
 use lcap_wire::{Header, Kind};
 use tracing::{debug, error};
 
+use crate::figures::StreamFigures;
 use crate::pipeline::Outgoing;
 use crate::taps::{Taps, topic_name};
 use crate::wake::Waker;
@@ -33,6 +34,8 @@ pub struct Publisher {
     pub messages: Receiver<Published>,
     /// Filters of consumers.
     pub taps: Taps,
+    /// Counts here how long messages took.
+    pub figures: Arc<StreamFigures>,
     /// Wakes this thread.
     pub waker: Waker,
     /// Set before the last wake.
@@ -134,7 +137,9 @@ impl Publisher {
             let topic = topic(&topic_name(&self.stream, *tap), &at.mdt);
             send(&mut self.socket, self.epoch, &topic, message)?;
         }
-        send(&mut self.socket, self.epoch, &at.bytes, message)
+        send(&mut self.socket, self.epoch, &at.bytes, message)?;
+        self.figures.latency.observe(message.read_at.elapsed());
+        Ok(())
     }
 
     /// Answers subscriptions to a hello topic: what was subscribed before it is live now.

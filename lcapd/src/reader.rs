@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
+use lcap_ffi::record::split_first;
 use lcap_ffi::{MdtName, RecordIndex};
 use tracing::{error, info, warn};
 
@@ -18,6 +19,7 @@ use crate::overlap::{Digest, OVERLAP_RECORDS, Overlap, Verdict};
 use crate::pace::Pace;
 use crate::server::Outcome;
 use crate::source::{ReadOutcome, SourceError, Upstream, WaitFor};
+use crate::timeline::Timeline;
 use crate::wake::Waker;
 
 /// First pause after a source failed; doubled each time up to [`MAX_BACKOFF`].
@@ -38,6 +40,8 @@ pub struct ReaderStats {
     pub read_index: AtomicU64,
     /// Gaps seen.
     pub gaps: AtomicU64,
+    /// When records were written.
+    pub timeline: Timeline,
     /// The source has nothing more at present.
     pub at_end: AtomicBool,
     /// Why there is nothing to read, if the source is away.
@@ -293,6 +297,12 @@ impl Reader {
                 Piece::Records(batch) => {
                     self.stats.at_end.store(false, Ordering::Relaxed);
                     self.stats.records.fetch_add(batch.len() as u64, Ordering::Relaxed);
+                    if let Ok((first, _)) = split_first(batch.record(0)) {
+                        self.stats.timeline.note(
+                            first.index(),
+                            first.seconds() * 1_000_000_000 + u64::from(first.nanoseconds()),
+                        );
+                    }
                     self.stats.read_index.store(batch.last().get(), Ordering::Relaxed);
                     self.log.push(Entry::Records(Arc::new(batch)), &self.stop);
                 }

@@ -17,6 +17,8 @@ use tracing::{debug, warn};
 use crate::catch_up::{Handle, Item};
 use crate::engine::retention::Now;
 use crate::engine::{CatchUpStart, Effect, Engine, MdtNow, Peer, WorkerState};
+use crate::figures::{ServerStats, StreamFigures};
+use crate::health::StatusQuestions;
 use crate::log::{Gap, MdtLog};
 use crate::pipeline::Outgoing;
 use crate::reader::ReaderStats;
@@ -107,6 +109,24 @@ struct CatchUpSession {
     handle: Handle,
     upto: u64,
     sequence: u64,
+    _counted: CountedCatchUp,
+}
+
+/// A catch-up that is counted as long as this lives.
+struct CountedCatchUp(Arc<StreamFigures>);
+
+impl CountedCatchUp {
+    fn new(figures: Arc<StreamFigures>) -> Self {
+        figures.catch_ups.fetch_add(1, Ordering::Relaxed);
+        figures.catching_up.fetch_add(1, Ordering::Relaxed);
+        Self(figures)
+    }
+}
+
+impl Drop for CountedCatchUp {
+    fn drop(&mut self) {
+        self.0.catching_up.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// The thread's state.
@@ -135,6 +155,12 @@ pub struct Server {
     pub commits: Sender<Vec<Change>>,
     /// Results of other threads.
     pub outcomes: Receiver<Outcome>,
+    /// Questions of how things are.
+    pub questions: StatusQuestions,
+    /// Counts requests.
+    pub stats: Arc<ServerStats>,
+    /// Counts what streams do, by stream.
+    pub figures: Vec<Arc<StreamFigures>>,
     /// For answers that the engine waits for.
     pub outcome_sender: Sender<Outcome>,
     /// Wakes this thread.
@@ -176,6 +202,7 @@ impl Server {
             let mut busy = self.take_requests(now);
             busy |= self.take_queue_inputs();
             self.take_outcomes(now);
+            self.answer_questions(now);
             self.engine.tick(now);
             self.carry_out(&mut catch_ups, &mut ready);
             ready.extend(self.ready.try_iter());
@@ -280,13 +307,18 @@ impl Server {
             frames.remove(1);
         }
         let Ok([identity, body]) = <[Vec<u8>; 2]>::try_from(frames) else {
+            self.stats.malformed.fetch_add(1, Ordering::Relaxed);
             debug!("control message with the wrong number of frames, ignored");
             return;
         };
         let peer = Peer { socket, identity, delimiter };
         match serde_json::from_slice::<Request>(&body) {
-            Ok(request) => self.engine.request(&peer, request, now),
+            Ok(request) => {
+                self.stats.requests.fetch_add(1, Ordering::Relaxed);
+                self.engine.request(&peer, request, now);
+            }
             Err(error) => {
+                self.stats.malformed.fetch_add(1, Ordering::Relaxed);
                 // An id may still be readable, so that the client can match the answer.
                 let value: Option<serde_json::Value> = serde_json::from_slice(&body).ok();
                 let id = value.and_then(|value| value.get("id")?.as_u64());
@@ -321,6 +353,12 @@ impl Server {
         more
     }
 
+    fn answer_questions(&mut self, now: Now) {
+        while let Ok(answer) = self.questions.try_recv() {
+            let _ = answer.try_send(self.engine.status(now));
+        }
+    }
+
     fn take_outcomes(&mut self, now: Now) {
         while let Ok(outcome) = self.outcomes.try_recv() {
             match outcome {
@@ -347,9 +385,12 @@ impl Server {
                     self.send_control(&peer, &bytes);
                 }
                 Effect::StartCatchUp { session, start } => {
+                    let figures = Arc::clone(&self.figures[start.stream]);
                     match self.catch_ups.start(session, start) {
                         Ok(handle) => {
-                            let entry = CatchUpSession { handle, upto: 0, sequence: 0 };
+                            let counted = CountedCatchUp::new(figures);
+                            let entry =
+                                CatchUpSession { handle, upto: 0, sequence: 0, _counted: counted };
                             catch_ups.insert(session, entry);
                         }
                         Err(error) => {
@@ -512,6 +553,9 @@ impl Server {
         if redelivered {
             header.flags = header.flags.with(Flags::REDELIVERED);
         }
+        if !redelivered {
+            self.figures[stream].latency.observe(message.read_at.elapsed());
+        }
         if let Err(error) = self.send_data(peer, stream, mdt, header, body) {
             // It stays with the member until that is found silent, then goes to another.
             debug!(%error, "cannot send to a queue member");
@@ -581,6 +625,7 @@ impl Server {
         });
         let work = !self.ready.is_empty()
             || !self.outcomes.is_empty()
+            || !self.questions.is_empty()
             || !ready.is_empty()
             || self.stop.load(Ordering::Relaxed)
             || inputs.any(|(stream, mdt, _)| {

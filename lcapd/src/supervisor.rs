@@ -4,6 +4,7 @@
 //! its last commit, then publishers, the store and the clearers.
 #![forbid(unsafe_code)]
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,8 +23,12 @@ use crate::clearer::Clearer;
 use crate::config::{Config, Stream};
 use crate::engine::retention::ClearPolicy;
 use crate::engine::{CatchUpStart, Engine, MdtSetup, Settings, StreamSetup};
+use crate::figures::{self, Figures, ServerStats, StreamFigures};
 use crate::follower::Follower;
+use crate::health::{StatusPort, status_port};
+use crate::http::Http;
 use crate::log::MdtLog;
+use crate::metrics::Metrics;
 use crate::pace::Pace;
 use crate::pipeline::Pipeline;
 use crate::policy::{Chain, Loader, Module, PolicyConfig, PolicyError};
@@ -101,6 +106,7 @@ pub struct Daemon {
     threads: Vec<Stage>,
     epoch: u64,
     endpoints: Vec<String>,
+    metrics: Metrics,
 }
 
 /// Threads that are stopped together.
@@ -238,6 +244,11 @@ impl Daemon {
         start_store(&mut outlet, store, commits_in, outcomes.clone(), engine_waker.clone())?;
 
         let flowing = Arc::default();
+        let metrics = Metrics::default();
+        let (engine_status, questions) = status_port(engine_waker.clone());
+        let stream_figures: Vec<Arc<StreamFigures>> =
+            config.streams.iter().map(|_| Arc::default()).collect();
+
         let (mut mdts, mut mdt_ends) = (Vec::new(), Vec::new());
         for (at, mdt) in config.mdts.iter().enumerate() {
             let upstream =
@@ -300,6 +311,7 @@ impl Daemon {
                         epoch,
                         &mdts,
                         &taps[stream_at],
+                        &stream_figures[stream_at],
                     )?)
                 }
                 Delivery::Queue => None,
@@ -362,6 +374,17 @@ impl Daemon {
             waker: engine_waker.clone(),
             running: Arc::default(),
         };
+        let server_stats = Arc::new(ServerStats::default());
+        let names = config.streams.iter().map(|stream| stream.name.clone());
+        let own = Figures {
+            mdts: mdt_ends.iter().map(|m| (m.name.clone(), Arc::clone(&m.stats))).collect(),
+            streams: names.zip(stream_figures.iter().cloned()).collect(),
+            server: Arc::clone(&server_stats),
+            engine: engine_status.clone(),
+            started: SystemTime::now(),
+        };
+        own.register(&metrics);
+        let http = start_http(&mut core, config.server.http, &metrics, &engine_status)?;
         let mut server = Server {
             engine,
             sockets: routers,
@@ -376,6 +399,9 @@ impl Daemon {
             commits,
             outcomes: outcomes_in,
             outcome_sender: outcomes,
+            questions,
+            stats: server_stats,
+            figures: stream_figures,
             waker: engine_waker.clone(),
             stop: Arc::clone(&core.stop),
         };
@@ -386,9 +412,10 @@ impl Daemon {
             mdts = config.mdts.len(),
             streams = config.streams.len(),
             control = endpoints.first().map_or("", String::as_str),
+            http = http.map_or_else(|| "-".to_owned(), |address| address.to_string()),
             "lcapd is ready"
         );
-        Ok(Self { threads: vec![intake, core, outlet], epoch, endpoints })
+        Ok(Self { threads: vec![intake, core, outlet], epoch, endpoints, metrics })
     }
 
     /// One life of lcapd.
@@ -399,6 +426,11 @@ impl Daemon {
     /// Where its sockets are bound: control, then one per stream.
     pub fn endpoints(&self) -> &[String] {
         &self.endpoints
+    }
+
+    /// Where its figures are registered.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
     }
 
     /// Stops everything and waits for it.
@@ -424,6 +456,7 @@ fn start_publisher(
     epoch: u64,
     mdts: &[MdtParts],
     taps: &Taps,
+    figures: &Arc<StreamFigures>,
 ) -> Result<ToPublisher> {
     let (messages, received) = bounded(HANDOVER);
     let waker = Waker::new()?;
@@ -434,12 +467,31 @@ fn start_publisher(
         topics: mdts.iter().map(|mdt| Topic::new(&stream.name, &mdt.name)).collect(),
         messages: received,
         taps: taps.clone(),
+        figures: Arc::clone(figures),
         waker: waker.clone(),
         stop: Arc::clone(&outlet.stop),
     };
     outlet.wakers.push(waker.clone());
     outlet.spawn(&format!("pub-{}", stream.name), move || publisher.run())?;
     Ok((messages, waker))
+}
+
+/// Serves figures and health, if that is configured; says where.
+fn start_http(
+    stage: &mut Stage,
+    address: Option<SocketAddr>,
+    metrics: &Metrics,
+    engine: &StatusPort,
+) -> Result<Option<SocketAddr>> {
+    let Some(address) = address else { return Ok(None) };
+    let waker = Waker::new()?;
+    let router = figures::router(metrics.clone(), engine.clone());
+    let mut http = Http::bind(address, router, waker.clone(), Arc::clone(&stage.stop))
+        .with_context(|| format!("cannot bind http to {address}"))?;
+    let bound = http.address()?;
+    stage.wakers.push(waker);
+    stage.spawn("http", move || http.run())?;
+    Ok(Some(bound))
 }
 
 /// Commits what has gathered, one transaction at a time. Ends when the engine is gone.

@@ -401,6 +401,25 @@ fn one_chain_can_serve_several_mdts_and_keeps_them_apart() {
 }
 
 #[test]
+fn a_module_that_says_it_makes_no_records_fails_if_it_does() {
+    let flags = "-DTOY_FLAGS=LCAP_POLICY_VERBATIM";
+    let verbatim = load(&compile("verbatim", "tests/policies/toy.c", &[flags])).unwrap();
+    for (module, may_merge) in [(toy(), true), (verbatim, false)] {
+        let config = PolicyConfig::of("toy").with("mode", "merge");
+        let mut chain = Chain::new(&[(module, config)], &mdt()).unwrap();
+        assert_eq!(chain.merges(), may_merge);
+        chain.push(&batch(1..=4), Nanos(0)).unwrap();
+        let mut out = ChainOutput::default();
+        chain.pull(Nanos(0), true, &mut out).unwrap();
+        let stats = chain.stats();
+        assert_eq!(stats[0].fault.is_none(), may_merge, "{stats:?}");
+        if !may_merge {
+            assert_eq!(indexes(&out), [1, 2, 3, 4], "nothing is lost by it");
+        }
+    }
+}
+
+#[test]
 fn few_held_records_do_not_pin_the_batches_that_they_came_in() {
     let flags = "-DTOY_FLAGS=LCAP_POLICY_NO_POINTERS";
     let movable = load(&compile("movable", "tests/policies/toy.c", &[flags])).unwrap();
@@ -470,6 +489,7 @@ fn every_module_that_ships_loads_and_knows_its_options() {
         let module = inspect(&beside().find(name).unwrap()).unwrap();
         assert_eq!(module.name, name);
         assert!(module.no_pointers && !module.summary.is_empty());
+        assert_eq!(module.verbatim, name != "compact", "{name}");
         let names = module.options["properties"].as_object().unwrap().keys().cloned();
         names.collect::<Vec<_>>().join(" ")
     };

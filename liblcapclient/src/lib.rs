@@ -7,6 +7,7 @@
 //!
 //! * [`Builder`] and [`Client`]: records of one MDT.
 //! * [`Control`]: one-shot requests (clear, readers, status).
+//! * [`mover::Mover`]: HSM requests, for who carries them out.
 //! * [`Direct`]: an MDT's records without lcapd, through liblustreapi.
 //! * [`client`]: the protocol without sockets; [`place`]: what was had; [`ack`]: what may be
 //!   acknowledged; [`batch`]: a message, record by record.
@@ -25,6 +26,7 @@ mod error;
 mod inbox;
 mod keys;
 mod log;
+pub mod mover;
 pub mod place;
 mod promise;
 mod session;

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender};
 use lcap_ffi::process::with_signals_blocked;
 use lcap_ffi::received::Received;
+use lcap_ffi::zmq_monitor::stop_monitor;
 use lcap_wire::control::{Op, Reply};
 use lcap_wire::frame::MAX_BODY_BYTES;
 
@@ -87,6 +88,14 @@ impl Watched {
             });
         }
         cut
+    }
+}
+
+impl Drop for Watched {
+    /// The events end before either socket does: libzmq writes them while it closes the one, long
+    /// after `drop`, and would wait for ever for the other to read them.
+    fn drop(&mut self) {
+        let _ = stop_monitor(&mut self.socket);
     }
 }
 

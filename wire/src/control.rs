@@ -300,6 +300,9 @@ pub struct Status {
     pub version: String,
     /// Its present life.
     pub epoch: u64,
+    /// Why state cannot be written, if it cannot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub store_error: Option<String>,
     /// Every MDT.
     pub mdts: Vec<MdtStatus>,
     /// Every stream.
@@ -346,6 +349,9 @@ pub struct StreamStatus {
     /// Members of a queue stream.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub members: Vec<MemberStatus>,
+    /// Sessions that are open now.
+    #[serde(default)]
+    pub sessions: u64,
 }
 
 /// One MDT in one stream.
@@ -369,6 +375,9 @@ pub struct StreamMdtStatus {
     /// Queue: records sent again.
     #[serde(default)]
     pub redelivered: u64,
+    /// A policy with `on_error = "stop"` failed: it stands still.
+    #[serde(default)]
+    pub stopped: bool,
 }
 
 /// One registered reader.

@@ -5,6 +5,7 @@ use std::io::Write as _;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use lcap_ffi::digits::{push_dec, push_dec_padded};
+use lcap_ffi::hsm_action::HsmActionEvent;
 use lcap_ffi::text::{UtcTime, write_fid};
 use lcap_ffi::{Fid, Record};
 
@@ -14,7 +15,12 @@ const NANOSECONDS: u32 = 1_000_000_000;
 ///
 /// Texts that are not UTF-8 have their bad bytes replaced, and stand beside it in base64, under
 /// the key with `_b64` appended.
+///
+/// An HSM action event gets its own form ([`crate::hsm`]).
 pub fn write_line(mdt: &str, record: &Record<'_>, out: &mut Vec<u8>) {
+    if let Ok(event) = HsmActionEvent::parse(record) {
+        return crate::hsm::write_line(mdt, &event, out);
+    }
     out.extend_from_slice(b"{\"mdt\":");
     push_string(out, mdt);
     push_number(out, "index", record.index().get());
@@ -61,13 +67,13 @@ pub fn write_line(mdt: &str, record: &Record<'_>, out: &mut Vec<u8>) {
     out.extend_from_slice(b"}\n");
 }
 
-fn push_key(out: &mut Vec<u8>, key: &str) {
+pub(crate) fn push_key(out: &mut Vec<u8>, key: &str) {
     out.extend_from_slice(b",\"");
     out.extend_from_slice(key.as_bytes());
     out.extend_from_slice(b"\":");
 }
 
-fn push_number(out: &mut Vec<u8>, key: &str, n: u64) {
+pub(crate) fn push_number(out: &mut Vec<u8>, key: &str, n: u64) {
     push_key(out, key);
     push_dec(out, n);
 }
@@ -79,7 +85,7 @@ fn push_fid(out: &mut Vec<u8>, key: &str, fid: Fid) {
     out.push(b'"');
 }
 
-fn push_string(out: &mut Vec<u8>, text: &str) {
+pub(crate) fn push_string(out: &mut Vec<u8>, text: &str) {
     // Strings have a JSON form, and a Vec takes it: this cannot fail.
     let _ = serde_json::to_writer(out, text);
 }
@@ -96,7 +102,7 @@ fn push_text(out: &mut Vec<u8>, key: &str, key_b64: &str, bytes: &[u8]) {
 }
 
 /// RFC 3339. A record that claims a second or more of nanoseconds gets them carried over.
-fn push_time(out: &mut Vec<u8>, seconds: u64, nanoseconds: u32) {
+pub(crate) fn push_time(out: &mut Vec<u8>, seconds: u64, nanoseconds: u32) {
     let time = UtcTime::from_seconds(seconds + u64::from(nanoseconds / NANOSECONDS));
     push_key(out, "time");
     let parts = [

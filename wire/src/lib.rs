@@ -2,13 +2,16 @@
 //!
 //! * [`frame`]: topics and the 64-byte header of data messages.
 //! * [`control`]: requests and replies, one JSON object per message.
-//! * [`json`]: a record as a line of JSON.
+//! * [`json`]: a record as a line of JSON. * [`hsm`]: an HSM action event as one.
+//! * [`mover`]: what movers of HSM requests and lcapd say to each other.
 //! * [`ranges`]: sets of record indexes.
 #![forbid(unsafe_code)]
 
 pub mod control;
 pub mod frame;
+pub mod hsm;
 pub mod json;
+pub mod mover;
 pub mod ranges;
 
 pub use frame::{Flags, Header, HeaderError, Kind};

@@ -15,6 +15,7 @@ impl Engine {
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             epoch: self.settings.epoch,
+            store_error: self.dirty.failing.clone(),
             mdts: self.mdts.iter().map(mdt_status).collect(),
             streams: (self.streams.iter().enumerate())
                 .map(|(at, stream)| self.stream_status(at, stream, now))
@@ -37,6 +38,7 @@ impl Engine {
                     watermark: queue.map_or(lowest, |queue| queue.watermark().get()),
                     outstanding: queue.map_or(0, Queue::n_outstanding),
                     redelivered: queue.map_or(0, Queue::n_redelivered),
+                    stopped: entry.worker.stopped,
                 };
                 (mdt.setup.name.to_string(), status)
             });
@@ -46,6 +48,7 @@ impl Engine {
             mdts: per_mdt.collect(),
             readers: self.reader_status(at, stream, now).collect(),
             members: self.member_status(stream),
+            sessions: self.sessions.values().filter(|s| s.stream == at).count() as u64,
         }
     }
 

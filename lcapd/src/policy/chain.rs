@@ -231,6 +231,12 @@ impl Chain {
         self.stages.is_empty()
     }
 
+    /// Some module makes records of its own, or drops by what is around a record: what comes out under
+    /// an index may be another record when the chain runs again.
+    pub fn merges(&self) -> bool {
+        self.stages.iter().any(|stage| !stage.instance.module.is_verbatim())
+    }
+
     /// For a watchdog on another thread.
     pub fn watch(&self) -> Arc<CallWatch> {
         Arc::clone(&self.watch)
@@ -597,6 +603,12 @@ impl Stage {
         let Self { instance, slots, .. } = self;
         let decision = instance.decision(nth, slots.len())?;
         if let Some(record) = decision.record {
+            if instance.module.is_verbatim() {
+                let token = decision.tokens.iter().next().unwrap_or_default();
+                let problem =
+                    "it is of the module's making, and the module says that it makes none";
+                return Err(Fault::Record { token, problem: problem.to_owned() });
+            }
             let tokens: Vec<u64> = decision.tokens.iter().collect();
             let made = merge(slots, mdts, &tokens, record, decision.route)?;
             self.n_emitted += 1;

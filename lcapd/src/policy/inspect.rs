@@ -27,6 +27,8 @@ pub struct Inspection {
     pub shared: bool,
     /// It keeps no pointer to a record, so what it holds can be moved.
     pub no_pointers: bool,
+    /// It emits what it was given and nothing else.
+    pub verbatim: bool,
     /// It has a say in clearing.
     pub limits_clearing: bool,
     /// It has figures of its own.
@@ -57,6 +59,7 @@ impl Inspection {
             table_bytes: ops.size,
             shared: ops.flags & abi::SHARED != 0,
             no_pointers: ops.flags & abi::NO_POINTERS != 0,
+            verbatim: module.is_verbatim(),
             limits_clearing: ops.clear.is_some(),
             own_stats: ops.stats.is_some(),
             summary: module.summary.clone(),
@@ -72,6 +75,8 @@ impl fmt::Display for Inspection {
         writeln!(f, "  ABI        {}, table of {} bytes", self.abi, self.table_bytes)?;
         let instance = if self.shared { "one per stream" } else { "one per stream and MDT" };
         writeln!(f, "  instances  {instance}")?;
+        let makes = if self.verbatim { "as they came" } else { "also of its own making" };
+        writeln!(f, "  records    {makes}")?;
         let clearing = if self.limits_clearing { "has a say" } else { "no say" };
         writeln!(f, "  clearing   {clearing}")?;
         let required = self.options.get("required").and_then(Value::as_array);

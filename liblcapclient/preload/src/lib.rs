@@ -1,11 +1,12 @@
 //! `liblcap_llapi.so`: the `llapi_changelog_*` functions of liblustreapi, for programs that are
 //! started with `LD_PRELOAD`. Their records come from lcapd; where lcapd is not asked for, or does
-//! not have the MDT, the real library is called.
+//! not have the MDT, the real library is called. Likewise `llapi_hsm_copytool_*`, for copytools.
 //!
 //! Prototypes, ownership, return values and shapes of records are those of Lustre 2.12 to 2.17.
 //! Every function converts, calls [`reading`] or [`clearing`], or passes on to [`real`].
 
 mod clearing;
+pub mod hsm;
 mod reading;
 mod real;
 

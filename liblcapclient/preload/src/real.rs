@@ -14,6 +14,10 @@ type StartUser = unsafe extern "C" fn(
     u64,
     c_longlong,
 ) -> c_int;
+type CtRegister =
+    unsafe extern "C" fn(*mut *mut c_void, *const c_char, c_int, *mut c_int, c_int) -> c_int;
+type Begin =
+    unsafe extern "C" fn(*mut *mut c_void, *mut c_void, *const c_void, c_int, c_int, bool) -> c_int;
 type OfHandle = unsafe extern "C" fn(*mut c_void) -> c_int;
 
 /// The real functions, as far as there are.
@@ -28,17 +32,27 @@ pub(crate) struct Functions {
     pub(crate) set_xflags: Option<unsafe extern "C" fn(*mut c_void, c_int) -> c_int>,
     pub(crate) clear:
         Option<unsafe extern "C" fn(*const c_char, *const c_char, c_longlong) -> c_int>,
+    pub(crate) search_fsname: Option<unsafe extern "C" fn(*const c_char, *mut c_char) -> c_int>,
+    pub(crate) ct_register: Option<CtRegister>,
+    pub(crate) ct_unregister: Option<unsafe extern "C" fn(*mut *mut c_void) -> c_int>,
+    pub(crate) ct_get_fd: Option<OfHandle>,
+    pub(crate) ct_recv:
+        Option<unsafe extern "C" fn(*mut c_void, *mut *mut c_void, *mut c_int) -> c_int>,
+    pub(crate) begin: Option<Begin>,
+    pub(crate) end:
+        Option<unsafe extern "C" fn(*mut *mut c_void, *const c_void, c_int, c_int) -> c_int>,
 }
 
 /// Looks them up at the first call that needs one.
 pub(crate) fn functions() -> &'static Functions {
     static FUNCTIONS: OnceLock<Functions> = OnceLock::new();
     FUNCTIONS.get_or_init(|| {
-        let start = c"llapi_changelog_start";
-        // SAFETY: asks for the next definition of a name after this library's own.
-        let next = unsafe { libc::dlsym(libc::RTLD_NEXT, start.as_ptr()) };
-        if !next.is_null() {
-            return Functions::from(libc::RTLD_NEXT);
+        for name in [c"llapi_changelog_start", c"llapi_hsm_copytool_register"] {
+            // SAFETY: asks for the next definition of a name after this library's own.
+            let next = unsafe { libc::dlsym(libc::RTLD_NEXT, name.as_ptr()) };
+            if !next.is_null() {
+                return Functions::from(libc::RTLD_NEXT);
+            }
         }
         open_library().map_or_else(Functions::default, Functions::from)
     })
@@ -84,6 +98,13 @@ impl Functions {
             get_fd: function!(c"llapi_changelog_get_fd"),
             set_xflags: function!(c"llapi_changelog_set_xflags"),
             clear: function!(c"llapi_changelog_clear"),
+            search_fsname: function!(c"llapi_search_fsname"),
+            ct_register: function!(c"llapi_hsm_copytool_register"),
+            ct_unregister: function!(c"llapi_hsm_copytool_unregister"),
+            ct_get_fd: function!(c"llapi_hsm_copytool_get_fd"),
+            ct_recv: function!(c"llapi_hsm_copytool_recv"),
+            begin: function!(c"llapi_hsm_action_begin"),
+            end: function!(c"llapi_hsm_action_end"),
         }
     }
 }

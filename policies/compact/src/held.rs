@@ -132,9 +132,18 @@ pub(crate) struct Object {
     pub(crate) is_no_dir: bool,
 }
 
-/// Types that only files have.
-pub(crate) fn is_of_files(rec_type: RecordType) -> bool {
-    matches!(rec_type, RecordType::CLOSE | RecordType::TRUNC)
+/// Records that only objects other than directories have. Directories are opened and closed, too,
+/// and get HSM records; whether a mirror's state can be theirs is not ours to know.
+pub(crate) fn proves_no_dir(rec_type: RecordType) -> bool {
+    matches!(
+        rec_type,
+        RecordType::CREATE
+            | RecordType::SOFTLINK
+            | RecordType::MKNOD
+            | RecordType::HARDLINK
+            | RecordType::UNLINK
+            | RecordType::TRUNC
+    )
 }
 
 impl Object {
@@ -340,13 +349,7 @@ impl Held {
                 if kind.has_name() {
                     object.last_name = seq;
                 }
-                object.is_no_dir |= match kind {
-                    Kind::Birth => rec_type != RecordType::MKDIR,
-                    Kind::Link | Kind::Hsm | Kind::Mirror => true,
-                    Kind::Unlink => rec_type == RecordType::UNLINK,
-                    Kind::Update => is_of_files(rec_type),
-                    _ => false,
-                };
+                object.is_no_dir |= proves_no_dir(rec_type);
             }
         }
         for dir in dirs {

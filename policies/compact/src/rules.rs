@@ -6,7 +6,7 @@
 
 use lcap_policy_sdk::{Fid, Record, RecordBuilder, RecordType};
 
-use crate::held::{Entry, Held, Id, Kind, Pushed, Seq, is_of_files, name_key};
+use crate::held::{Entry, Held, Id, Kind, Pushed, Seq, name_key, proves_no_dir};
 
 const LAST: u16 = 0x1;
 const ARCHIVE_EXISTS: u16 = 0x2;
@@ -93,7 +93,7 @@ impl Rules {
     fn join(&mut self, held: &mut Held, record: &Record<'_>) -> bool {
         let Some(id) = held.known(record.target()) else { return false };
         if let Some(object) = held.object_mut(id) {
-            object.is_no_dir |= is_of_files(record.rec_type());
+            object.is_no_dir |= proves_no_dir(record.rec_type());
         }
         let Some(object) = held.object(id) else { return false };
         let is_update = Kind::of(record.rec_type()) == Kind::Update;

@@ -331,6 +331,27 @@ fn each_rule_does_what_its_row_says() {
             &["RENME 5 1/a 1/b", "HSM 5", "RENME 5 1/b 1/c"],
         ),
         (
+            "9: a file, whatever was moved",
+            &["TRUNC 5", "RENME 5 1/a 1/x", "RENME 6 4/b 1/b", "RENME 5 1/x 7/x"],
+            &["TRUNC 5", "RENME 5 1/a 7/x", "RENME 6 4/b 1/b"],
+        ),
+        (
+            // Had 7 lain in 6, and 6 in 5, then 5 would have gone into itself for a moment.
+            "9: not a directory past another that was moved, and directories are closed, too",
+            &["RENME 5 1/a 1/x", "CLOSE 5", "RENME 6 5/b 1/b", "RENME 5 1/x 7/x"],
+            &["RENME 5 1/a 1/x", "CLOSE 5", "RENME 6 5/b 1/b", "RENME 5 1/x 7/x"],
+        ),
+        (
+            "9: nor one that was archived",
+            &["HSM 5", "RENME 5 1/a 1/x", "RENME 6 5/b 1/b", "RENME 5 1/x 7/x"],
+            &["HSM 5", "RENME 5 1/a 1/x", "RENME 6 5/b 1/b", "RENME 5 1/x 7/x"],
+        ),
+        (
+            "9: nor one with a mirror's event",
+            &["FLRW 5", "RESYNC 5", "RENME 5 1/a 1/x", "RENME 6 5/b 1/b", "RENME 5 1/x 7/x"],
+            &["FLRW 5", "RESYNC 5", "RENME 5 1/a 1/x", "RENME 6 5/b 1/b", "RENME 5 1/x 7/x"],
+        ),
+        (
             "10: nothing crosses a mark",
             &["SATTR 5 mask=4", "MARK", "SATTR 5 mask=4"],
             &["SATTR 5 mask=4", "MARK", "SATTR 5 mask=4"],
@@ -695,12 +716,10 @@ impl World {
             }
             14 => {
                 let (_, object) = some?;
-                if self.dirs.contains(&object) {
-                    return None;
-                }
                 // Archived, removed, dirty state, failed.
                 let flags = [0_u16, 0x200, 0x680, 0x7d][usize::from(b % 4)];
                 match b % 4 {
+                    _ if self.dirs.contains(&object) => {}
                     0 => drop(self.archived.insert(object)),
                     1 => drop(self.archived.remove(&object)),
                     _ => {}
@@ -709,14 +728,17 @@ impl World {
             }
             15..=18 => {
                 let (_, object) = some?;
-                match b % 9 {
+                match b % 11 {
                     0 | 1 => format!("SATTR {object} mask={}", 1 << (a % 4)),
                     2 | 3 => format!("CLOSE {object} mask={}", a % 4),
                     4 => format!("XATTR {object} user.{}", a % 2),
                     5 => format!("OPEN {object} mask={}", a % 2 + 1),
                     6 => format!("LYOUT {object}"),
                     7 => format!("NOPEN {object} mask=1"),
-                    _ => format!("FLRW {object}"),
+                    8 => format!("FLRW {object}"),
+                    9 => format!("RESYNC {object}"),
+                    _ if self.dirs.contains(&object) => return None,
+                    _ => format!("TRUNC {object}"),
                 }
             }
             19 if b % 8 == 0 => "MARK".to_owned(),
@@ -766,8 +788,16 @@ fn any_config() -> impl Strategy<Value = serde_json::Value> {
     )
 }
 
+/// The seed is fixed in `.cargo/config.toml`. A longer campaign with other histories:
+/// `PROPTEST_RNG_SEED=7 PROPTEST_CASES=1000000 cargo test --release -p lcap-policy-compact state`.
+fn cases(usual: u32) -> ProptestConfig {
+    let default = ProptestConfig::default();
+    let cases = if std::env::var_os("PROPTEST_CASES").is_some() { default.cases } else { usual };
+    ProptestConfig { cases, ..default }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 3000, ..ProptestConfig::default() })]
+    #![proptest_config(cases(3000))]
 
     /// The state that a consumer reaches is the same, every record that comes out fits the state
     /// that it meets, the order is the log's, and nothing is held for longer than the window.

@@ -13,6 +13,7 @@ pub struct Fifo {
 impl Policy for Fifo {
     const NAME: &'static CStr = c"fifo";
     const SUMMARY: &'static str = "emits every record unchanged, in order";
+    const VERBATIM: bool = true;
     type Config = NoConfig;
 
     fn create(_: NoConfig, _: &Host) -> Result<Self, Failure> {

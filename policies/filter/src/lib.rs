@@ -35,6 +35,7 @@ pub struct Config {
 impl Policy for Filter {
     const NAME: &'static CStr = c"filter";
     const SUMMARY: &'static str = "lets records pass or not, by an expression";
+    const VERBATIM: bool = true;
     type Config = Config;
 
     fn options() -> Vec<PolicyOption> {

@@ -80,6 +80,7 @@ impl Policy for Group {
     const NAME: &'static CStr = c"group";
     const SUMMARY: &'static str =
         "gives route keys, so that what belongs together goes to one member of a queue, in order";
+    const VERBATIM: bool = true;
     type Config = Config;
 
     fn options() -> Vec<PolicyOption> {

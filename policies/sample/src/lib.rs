@@ -49,6 +49,7 @@ pub enum By {
 impl Policy for Sample {
     const NAME: &'static CStr = c"sample";
     const SUMMARY: &'static str = "lets a share of the records pass";
+    const VERBATIM: bool = true;
     type Config = Config;
 
     fn options() -> Vec<PolicyOption> {

@@ -25,6 +25,7 @@ impl Table {
     /// The table of a policy.
     pub const fn of<P: Policy>(version: &'static CStr) -> Self {
         let shared = if P::SHARED { abi::SHARED } else { 0 };
+        let verbatim = if P::VERBATIM { abi::VERBATIM } else { 0 };
         Self(PolicyOps {
             abi: abi::ABI,
             #[allow(clippy::cast_possible_truncation)] // 88 bytes
@@ -32,7 +33,7 @@ impl Table {
             name: P::NAME.as_ptr(),
             version: version.as_ptr(),
             // Records are lent for the call only, so no pointer can be kept.
-            flags: abi::NO_POINTERS | shared,
+            flags: abi::NO_POINTERS | shared | verbatim,
             describe: Some(describe::<P>),
             create: Some(create::<P>),
             destroy: Some(destroy::<P>),

@@ -25,6 +25,9 @@ pub trait Policy: Sized + Send + 'static {
     const SUMMARY: &'static str;
     /// One instance serves all MDTs of a stream; else there is one for each.
     const SHARED: bool = false;
+    /// What comes out is what came in: it never emits a record of its own making, and drops none
+    /// because another one makes up for it. Consumers then see nothing twice after a restart.
+    const VERBATIM: bool = false;
     /// Its options, as they stand in lcapd's configuration; [`crate::NoConfig`] if there are none.
     type Config: DeserializeOwned;
 

@@ -42,6 +42,7 @@ fn default_delay() -> Span {
 impl Policy for Template {
     const NAME: &'static CStr = c"template-rust";
     const SUMMARY: &'static str = "drops records of names with a given ending";
+    const VERBATIM: bool = true;
     type Config = Config;
 
     // lcapd checks the configuration against these before it makes an instance.

@@ -71,6 +71,7 @@ fn default_memory() -> Size {
 impl Policy for Window {
     const NAME: &'static CStr = c"window";
     const SUMMARY: &'static str = "holds records back for a time or a number of them";
+    const VERBATIM: bool = true;
     type Config = Config;
 
     fn options() -> Vec<PolicyOption> {

@@ -1,0 +1,122 @@
+//! The queue as others see it.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Entry, Queue, State, Worker};
+use crate::hsm::request::{Kind, Request};
+use crate::hsm::scheduler::hosts::HostSet;
+use crate::hsm::scheduler::{Lock, Now, Scheduler};
+
+/// Figures of this life, by kind (archive, restore, remove).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Requests that came in and were not there.
+    pub admitted: [u64; 3],
+    /// Requests that were done.
+    pub done: [u64; 3],
+    /// Runs that failed.
+    pub failures: [u64; 3],
+    /// Requests that were cancelled.
+    pub cancelled: [u64; 3],
+    /// How long what was done had been in the queue, in all.
+    pub waited: Duration,
+}
+
+impl Stats {
+    pub(super) fn waited(&mut self, request: &Request, now: Now) {
+        self.waited += now.saturating_sub(Duration::from_nanos(request.received_ns));
+    }
+}
+
+/// A request and where it is.
+#[derive(Clone, Copy, Debug)]
+pub struct View<'a> {
+    /// Its id.
+    pub id: u64,
+    /// The request.
+    pub request: &'a Arc<Request>,
+    /// Where it is.
+    pub state: &'a State,
+    /// Its turn.
+    pub order: i64,
+    /// An earlier request on the same file is in the queue.
+    pub blocked: bool,
+    /// Where it may go.
+    pub hosts: &'a HostSet,
+    /// How often it failed.
+    pub failures: u32,
+    /// What was said the last time.
+    pub error: Option<&'a str>,
+    /// Its worker is to stop.
+    pub cancel: bool,
+}
+
+impl Queue {
+    /// How many requests there are, dead ones included.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// How many are in a state (a number of [`super::STATES`]), of one kind.
+    pub fn count(&self, state: usize, kind: Kind) -> usize {
+        self.counts.get(state).map_or(0, |counts| counts[kind.at()])
+    }
+
+    /// Figures of this life.
+    pub fn stats(&self) -> &Stats {
+        &self.stats
+    }
+
+    /// Workers that are there or are waited for.
+    pub fn workers(&self) -> impl Iterator<Item = &Worker> {
+        self.workers.values()
+    }
+
+    /// One worker.
+    pub fn worker(&self, name: &str) -> Option<&Worker> {
+        self.workers.get(name)
+    }
+
+    /// What is locked.
+    pub fn locks(&self) -> &BTreeSet<Lock> {
+        &self.locks
+    }
+
+    /// What may start.
+    pub fn scheduler(&self) -> &Scheduler {
+        &self.scheduler
+    }
+
+    /// One request.
+    pub fn get(&self, id: u64) -> Option<View<'_>> {
+        self.entries.get(&id).map(|entry| self.view(id, entry))
+    }
+
+    /// All requests, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = View<'_>> {
+        self.entries.iter().map(|(&id, entry)| self.view(id, entry))
+    }
+
+    fn view<'a>(&'a self, id: u64, entry: &'a Entry) -> View<'a> {
+        let first = self.lines.get(&entry.request.fid) == Some(&id);
+        View {
+            id,
+            request: &entry.request,
+            state: &entry.state,
+            order: entry.order,
+            blocked: !first && entry.state != State::Dead,
+            hosts: &entry.hosts,
+            failures: entry.failures,
+            error: entry.error.as_deref(),
+            cancel: entry.cancel,
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! The families, each declared once. docs/operating.md lists them; a test compares.
+#![forbid(unsafe_code)]
+
+use super::{Family, Kind};
+
+macro_rules! families {
+    ($($(#[$about:meta])* $kind:ident $constant:ident = $name:literal [$($label:literal),*] $help:literal;)*) => {
+        $(
+            #[doc = $help]
+            $(#[$about])*
+            pub static $constant: Family = Family {
+                name: $name,
+                kind: Kind::$kind,
+                labels: &[$($label),*],
+                help: $help,
+            };
+        )*
+        /// All of them.
+        pub static ALL: &[&Family] = &[$(&$constant),*];
+    };
+}
+
+families! {
+    Gauge BUILD_INFO = "lcap_build_info" ["version"] "1; the release is in the label.";
+    Gauge START_TIME = "lcap_start_time_seconds" [] "When this lcapd began, in seconds since 1970.";
+    Gauge READY = "lcap_ready" [] "1 if /healthz says that all is well.";
+    Gauge ENGINE_UP = "lcap_engine_up" [] "1 if the engine answered this scrape in time; what it knows is missing otherwise.";
+    Gauge STATE_ERROR = "lcap_state_write_failing" [] "1 while the state store cannot be written; nothing is cleared then.";
+
+    Counter MDT_READ_RECORDS = "lcap_mdt_read_records_total" ["mdt"] "Records read from the MDT.";
+    Counter MDT_READ_BYTES = "lcap_mdt_read_bytes_total" ["mdt"] "Bytes of records read from the MDT.";
+    Counter MDT_READ_ERRORS = "lcap_mdt_read_errors_total" ["mdt"] "Times that the MDT's source failed and was opened again.";
+    Counter MDT_GAPS = "lcap_mdt_gaps_total" ["mdt"] "Times that records were found missing, or known indexes issued again.";
+    Gauge MDT_HEAD = "lcap_mdt_head_index" ["mdt"] "Newest index read.";
+    Gauge MDT_CLEARED = "lcap_mdt_cleared_index" ["mdt"] "Index up to which the MDT was told to forget.";
+    Gauge MDT_LAG_RECORDS = "lcap_mdt_lag_records" ["mdt"] "Indexes read and not cleared: what the MDT keeps for us.";
+    Gauge MDT_LAG_SECONDS = "lcap_mdt_lag_seconds" ["mdt"] "Age of the oldest record that is not cleared.";
+    Gauge MDT_WAITING = "lcap_mdt_source_down" ["mdt"] "1 while the MDT's source cannot be read.";
+    Gauge MDT_NOT_CLEARING = "lcap_mdt_clear_refused" ["mdt"] "1 if the MDT refused the last clear.";
+
+    Counter STREAM_IN = "lcap_stream_in_records_total" ["stream", "mdt"] "Records that the stream's policies have taken in: sent, dropped and held.";
+    Counter STREAM_SENT = "lcap_stream_sent_records_total" ["stream", "mdt"] "Records sent live, or given to the queue.";
+    Counter STREAM_DROPPED = "lcap_stream_dropped_records_total" ["stream", "mdt"] "Records that policies dropped or merged into others.";
+    Gauge STREAM_HELD = "lcap_stream_held_records" ["stream", "mdt"] "Records that policies hold now.";
+    Gauge STREAM_LAG = "lcap_stream_lag_records" ["stream", "mdt"] "Indexes read from the MDT that the stream has neither sent nor dropped.";
+    Gauge STREAM_STOPPED = "lcap_stream_stopped" ["stream", "mdt"] "1 if a policy with on_error = \"stop\" has failed.";
+    Gauge STREAM_WATERMARK = "lcap_stream_watermark_index" ["stream", "mdt"] "Every index up to here is acknowledged by all.";
+    Histogram STREAM_LATENCY = "lcap_stream_latency_seconds" ["stream"] "From the read of a batch to its publication.";
+    Counter STREAM_CATCH_UPS = "lcap_stream_catch_ups_total" ["stream"] "Times that a client was served from the past.";
+    Gauge STREAM_CATCHING_UP = "lcap_stream_catching_up" ["stream"] "Clients that are served from the past now.";
+    Gauge STREAM_SESSIONS = "lcap_stream_sessions" ["stream"] "Open sessions.";
+    Gauge QUEUE_OUTSTANDING = "lcap_queue_outstanding_records" ["stream", "mdt"] "Records that members hold and have not acknowledged.";
+    Counter QUEUE_REDELIVERED = "lcap_queue_redelivered_records_total" ["stream", "mdt"] "Records sent again because a member was lost.";
+    Gauge QUEUE_MEMBERS = "lcap_queue_members" ["stream"] "Members that are connected.";
+
+    Gauge READER_WATERMARK = "lcap_reader_watermark_index" ["stream", "reader", "mdt"] "Every index up to here is acknowledged by the reader.";
+    Gauge READER_LAG_RECORDS = "lcap_reader_lag_records" ["stream", "reader", "mdt"] "Indexes read from the MDT that the reader has not acknowledged.";
+    Gauge READER_LAG_SECONDS = "lcap_reader_lag_seconds" ["stream", "reader", "mdt"] "Age of the oldest record that the reader has not acknowledged.";
+    Gauge READER_SUSPENDED = "lcap_reader_suspended" ["stream", "reader"] "1 if the reader was suspended: it no longer keeps records.";
+    Gauge READER_SESSIONS = "lcap_reader_sessions" ["stream", "reader"] "Open sessions of the reader.";
+    Gauge READER_IDLE = "lcap_reader_idle_seconds" ["stream", "reader"] "Time since the reader was heard of; 0 while it is connected.";
+
+    Counter REQUESTS = "lcap_requests_total" [] "Requests of clients.";
+    Counter REFUSED = "lcap_requests_refused_total" ["reason"] "Requests and connections refused.";
+
+    Counter HTTP_REQUESTS = "lcap_http_requests_total" ["code"] "Answers given over HTTP.";
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_say_what_they_are_and_in_which_unit() {
+        for (at, family) in ALL.iter().enumerate() {
+            let name = family.name;
+            assert!(name.starts_with("lcap_"), "{name}");
+            assert!(!ALL[..at].iter().any(|other| other.name == name), "{name} is declared twice");
+            assert_eq!(family.kind == Kind::Counter, name.ends_with("_total"), "{name}");
+            assert!(family.kind != Kind::Histogram || name.ends_with("_seconds"), "{name}");
+            assert!(family.help.ends_with('.'), "{name}: a sentence");
+        }
+    }
+
+    #[test]
+    fn each_is_in_the_manual() {
+        let manual = include_str!("../../../docs/operating.md");
+        for family in ALL {
+            assert!(manual.contains(&format!("`{}`", family.name)), "{} is missing", family.name);
+        }
+    }
+}
