@@ -17,13 +17,13 @@ use lcapd::source::sim::{Generator, GeneratorOptions};
 
 /// Records in a batch, as a busy reader makes them.
 const BATCH: u64 = 1000;
+/// Always as many are made, so that making them costs the same in every run.
+const MOST: u64 = 200_000;
 
 fn main() -> Result<()> {
     let mut args = std::env::args().skip(1);
     let (stage, n) = (args.next().unwrap_or_default(), args.next().unwrap_or_default());
     let n: u64 = n.parse().context("usage: lcap-stages read|send|fifo|walk RECORDS")?;
-    // Always as many, so that making them costs the same in every run.
-    const MOST: u64 = 200_000;
     anyhow::ensure!(n <= MOST, "at most {MOST} records");
     let mut generator = Generator::new(GeneratorOptions::default());
     let mut batches = Vec::new();
@@ -48,7 +48,10 @@ fn main() -> Result<()> {
         }
         // The smallest module, called through its C interface.
         "fifo" => {
-            let loader = Loader::new(std::env::current_exe()?.parent().map(Into::into));
+            // Cargo puts the module beside this program, or, as a dependency of a test, into `deps`.
+            let exe = std::env::current_exe()?;
+            let beside = exe.parent().context("a directory")?;
+            let loader = Loader::new([beside.to_owned(), beside.join("deps")]);
             let modules = [(loader.load("fifo")?, PolicyConfig::of("fifo"))];
             let mdt: MdtName = "lustre-MDT0000".parse()?;
             let mut chain = Chain::new(&modules, &mdt)?;

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::Command;
 
 /// Stage, and instructions per record at most.
-const BOUNDS: [(&str, u64); 4] = [("read", 60), ("send", 60), ("fifo", 400), ("walk", 60)];
+const BOUNDS: [(&str, u64); 4] = [("read", 220), ("send", 105), ("fifo", 1120), ("walk", 570)];
 
 /// Instructions of a run.
 fn count(stage: &str, records: u64) -> u64 {
