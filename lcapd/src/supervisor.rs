@@ -403,7 +403,7 @@ impl Daemon {
             for (at, mdt) in mdts.iter().enumerate() {
                 let waker = Waker::new()?;
                 let from = engine.sink_watermark(sink.stream, at, &sink.reader).next();
-                let follower = follower(mdt, from, from > RecordIndex::new(1), budget, &waker);
+                let follower = follower(mdt, from, from > RecordIndex::new(1), &waker);
                 let policies = Arc::clone(&policies[sink.stream]);
                 let (joint, version) = policies.joint_for(&mdt.name)?;
                 let parts = sink::Parts {
@@ -605,7 +605,7 @@ impl CatchUps for CatchUpThreads {
         let waker = Waker::new().map_err(|error| error.to_string())?;
         let policies = Arc::clone(&self.policies[stream]);
         let (joint, version) = policies.joint_for(&parts.name).map_err(|error| chain(&error))?;
-        let follower = follower(parts, from, continues, self.budget, &waker);
+        let follower = follower(parts, from, continues, &waker);
         let mut pipeline = Pipeline::through(follower, joint, 0, self.started).keeping_up_with(
             policies,
             version,
