@@ -5,6 +5,7 @@
 //! are null or writable.
 
 mod context;
+pub mod hsm;
 
 use std::cell::RefCell;
 use std::ffi::{CStr, CString, c_char, c_int, c_longlong, c_void};
