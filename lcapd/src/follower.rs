@@ -198,7 +198,7 @@ impl Follower {
     fn step_state(&mut self) -> Result<Option<Step>, SourceError> {
         let Some(state) = &mut self.state else { return Ok(None) };
         let mut bytes = Vec::new();
-        let read = state.read(self.read_bytes.min(STATE_BYTES), &mut bytes);
+        let read = state.read(STATE_BYTES, &mut bytes);
         let failed = |source| SourceError::Io {
             action: "read",
             what: "the state of HSM actions".to_owned(),

@@ -775,8 +775,7 @@ impl CatchUps for CatchUpThreads {
         let waker = Waker::new().map_err(|error| error.to_string())?;
         let policies = Arc::clone(&self.policies[stream]);
         let (joint, version) = policies.joint_for(&parts.name).map_err(|error| chain(&error))?;
-        let follower = follower(parts, from, continues, &waker);
-        let mut follower = follower(parts, from, continues, self.budget, &waker);
+        let mut follower = follower(parts, from, continues, &waker);
         if let Some(journal) = parts.journal.as_ref().filter(|_| snapshot) {
             follower.begin_with(journal.snapshot().map_err(|error| error.to_string())?);
         }
