@@ -31,6 +31,8 @@ use crate::engine::{CatchUpStart, Engine, MdtSetup, Settings, StreamSetup, log_k
 use crate::figures::{self, Figures, ServerStats, StreamFigures};
 use crate::follower::Follower;
 use crate::health::{StatusPort, status_port};
+use crate::hsm;
+use crate::hsm::service::Handle as HsmQueue;
 use crate::http::Http;
 use crate::log::MdtLog;
 use crate::metrics::Metrics;
@@ -484,6 +486,7 @@ impl Daemon {
             waker: engine_waker.clone(),
             running: Arc::default(),
         };
+        let hsm = start_hsm(&mut intake, &mut outlet, config, epoch, &metrics)?;
         let server_stats = Arc::new(ServerStats::default());
         let names = config.streams.iter().map(|stream| stream.name.clone());
         let own = Figures {
@@ -510,6 +513,7 @@ impl Daemon {
             reloads: reloads.clone(),
             ready: ready_in,
             commits,
+            hsm,
             outcomes: outcomes_in,
             outcome_sender: outcomes,
             questions,
@@ -716,6 +720,32 @@ fn start_publisher(
     outlet.wakers.push(waker.clone());
     outlet.spawn(&format!("pub-{}", stream.name), move || publisher.run())?;
     Ok((messages, waker))
+}
+
+/// The queue of HSM requests, and what fills it, if there is to be one.
+fn start_hsm(
+    intake: &mut Stage,
+    outlet: &mut Stage,
+    config: &Config,
+    epoch: u64,
+    metrics: &Metrics,
+) -> Result<Option<HsmQueue>> {
+    let Some(hsm) = &config.hsm else { return Ok(None) };
+    let (stop, stop_intake) = (Arc::clone(&outlet.stop), Arc::clone(&intake.stop));
+    let started = hsm::start::build(hsm, &config.server.state_dir, epoch, stop, stop_intake)?;
+    let spooled = started.intake.as_ref().map(|spool| Arc::clone(&spool.stats));
+    hsm::figures::register(metrics, started.queue.clone(), spooled);
+    if let Some(mut spool) = started.intake {
+        intake.wakers.push(spool.waker.clone());
+        intake.spawn("hsm-spool", move || spool.run())?;
+    }
+    if let Some(mut reports) = started.reports {
+        intake.spawn("hsm-reports", move || reports.run())?;
+    }
+    let mut service = started.service;
+    outlet.wakers.push(started.waker);
+    outlet.spawn("hsm", move || service.run())?;
+    Ok(Some(started.queue))
 }
 
 /// Serves figures and health, if that is configured; says where.
