@@ -15,6 +15,7 @@ use lcap_wire::control::Delivery;
 use serde::{Deserialize, Deserializer};
 use toml::Spanned;
 
+use crate::hsm::config::{Hsm, RawHsm};
 use crate::policy::PolicyConfig;
 use crate::source::SourceUri;
 
@@ -25,8 +26,10 @@ pub struct Config {
     pub server: Server,
     /// One per MDT.
     pub mdts: Vec<Mdt>,
-    /// At least one.
+    /// At least one, unless HSM requests are all that is served.
     pub streams: Vec<Stream>,
+    /// The queue of HSM requests.
+    pub hsm: Option<Hsm>,
 }
 
 /// `[server]`.
@@ -117,6 +120,7 @@ struct RawConfig {
     mdt: Vec<RawMdt>,
     #[serde(default)]
     stream: Vec<RawStream>,
+    hsm: Option<RawHsm>,
 }
 
 #[derive(Deserialize, Default)]
@@ -167,7 +171,7 @@ struct ByteSize(usize);
 
 /// `"500ms"`, `"1s"`, `"30m"`, `"2h"`, `"7d"`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Span(Duration);
+pub(crate) struct Span(pub(crate) Duration);
 
 fn split_unit(text: &str) -> (Option<u64>, &str) {
     let text = text.trim();
@@ -287,7 +291,19 @@ impl Config {
             }
             mdts.push(mdt);
         }
-        if mdts.is_empty() {
+        let hsm = raw.hsm.as_ref().map(RawHsm::check).transpose();
+        let hsm = hsm.map_err(|(at, key, problem)| place.error(at, key, problem))?;
+        if let Some(hsm) = &raw.hsm {
+            let plain = raw.server.allow_plaintext;
+            if let Some(movers) = &hsm.movers {
+                check_endpoint(&place, movers, "hsm.movers", plain)?;
+            }
+            if let Some(port) = &hsm.json_port {
+                let url = Spanned::new(port.span(), format!("tcp://{}", port.get_ref()));
+                check_endpoint(&place, &url, "hsm.json_port", plain)?;
+            }
+        }
+        if mdts.is_empty() && hsm.is_none() {
             return Err(place.error(None, "mdt", "no [[mdt]] given; there is nothing to read"));
         }
         let mut streams: Vec<Stream> = Vec::new();
@@ -311,10 +327,10 @@ impl Config {
             }
             streams.push(stream);
         }
-        if streams.is_empty() {
+        if streams.is_empty() && (hsm.is_none() || !mdts.is_empty()) {
             return Err(place.error(None, "stream", "no [[stream]] given; nobody could read"));
         }
-        Ok(Self { server, mdts, streams })
+        Ok(Self { server, mdts, streams, hsm })
     }
 }
 

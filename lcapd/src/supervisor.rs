@@ -25,6 +25,8 @@ use crate::engine::{CatchUpStart, Engine, MdtSetup, Settings, StreamSetup};
 use crate::figures::{self, Figures, ServerStats, StreamFigures};
 use crate::follower::Follower;
 use crate::health::{StatusPort, status_port};
+use crate::hsm;
+use crate::hsm::service::Handle as HsmQueue;
 use crate::http::Http;
 use crate::log::MdtLog;
 use crate::metrics::Metrics;
@@ -366,6 +368,7 @@ impl Daemon {
             waker: engine_waker.clone(),
             running: Arc::default(),
         };
+        let hsm = start_hsm(&mut intake, &mut outlet, config, &context, epoch)?;
         let server_stats = Arc::new(ServerStats::default());
         let names = config.streams.iter().map(|stream| stream.name.clone());
         let own = Figures {
@@ -389,6 +392,7 @@ impl Daemon {
             catch_ups: Box::new(catch_ups),
             ready: ready_in,
             commits,
+            hsm,
             outcomes: outcomes_in,
             outcome_sender: outcomes,
             questions,
@@ -472,6 +476,33 @@ fn start_publisher(
     outlet.wakers.push(waker.clone());
     outlet.spawn(&format!("pub-{}", stream.name), move || publisher.run())?;
     Ok((messages, waker))
+}
+
+/// The queue of HSM requests, and what fills it, if there is to be one.
+fn start_hsm(
+    intake: &mut Stage,
+    outlet: &mut Stage,
+    config: &Config,
+    context: &zmq::Context,
+    epoch: u64,
+) -> Result<Option<HsmQueue>> {
+    let Some(hsm) = &config.hsm else { return Ok(None) };
+    let (stop, stop_intake) = (Arc::clone(&outlet.stop), Arc::clone(&intake.stop));
+    let (dir, secure) = (&config.server.state_dir, |_: &zmq::Socket| Ok(()));
+    let started = hsm::start::build(hsm, dir, context, &secure, epoch, stop, stop_intake)?;
+    if let Some(mut spool) = started.intake {
+        intake.wakers.push(spool.waker.clone());
+        intake.spawn("hsm-spool", move || spool.run())?;
+    }
+    let mut service = started.service;
+    outlet.wakers.push(started.waker);
+    outlet.spawn("hsm", move || service.run())?;
+    if let Some((mut lustre, mut teller)) = started.copytool {
+        intake.wakers.push(lustre.waker.clone());
+        intake.spawn("hsm-intake", move || lustre.run())?;
+        outlet.spawn("hsm-teller", move || teller.run())?;
+    }
+    Ok(Some(started.queue))
 }
 
 /// Serves figures and health, if that is configured; says where.

@@ -125,6 +125,7 @@ impl Engine {
             }
             Op::ReaderList(op) => self.list(&op, now).map(|list| Some(Reply::ok(id, &list))),
             Op::Status(_) => Ok(Some(Reply::ok(id, &self.status(now)))),
+            Op::Hsm(_) => refuse(libc::EOPNOTSUPP, "not the engine's"),
         }
     }
 

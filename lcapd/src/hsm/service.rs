@@ -21,6 +21,8 @@ use super::lustre::{FromLustre, ToLustre};
 use super::movers::{Movers, Output, request_of};
 use super::queue::{Arrival, Cancelled, Changes, Event, Queue, State, What};
 use super::scheduler::Now;
+use super::store::SpoolMarks;
+use super::workers::Workers;
 use crate::wake::Waker;
 
 /// Messages taken from the socket before the others have their turn.
@@ -33,9 +35,29 @@ const MAX_KEEP_ALIVES: usize = 256;
 const WRITE_AGAIN: Duration = Duration::from_secs(1);
 
 /// Writes changes, all or nothing; returns when they are on disk.
-pub type Commit = Box<dyn FnMut(&Changes) -> Result<(), String> + Send>;
+pub type Commit = Box<dyn FnMut(Option<&Changes>, &SpoolMarks) -> Result<(), String> + Send>;
 /// Something for this thread to do with its parts.
 pub type Job = Box<dyn FnOnce(&mut Core, Now) + Send>;
+/// How others reach the queue.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    jobs: Sender<Job>,
+    waker: Waker,
+}
+
+impl Handle {
+    /// To the thread that takes from the other end of `jobs`.
+    pub fn new(jobs: Sender<Job>, waker: Waker) -> Self {
+        Self { jobs, waker }
+    }
+
+    /// Has the queue's thread do something. Dropped undone if that has ended.
+    pub fn call(&self, job: impl FnOnce(&mut Core, Now) + Send + 'static) {
+        let _ = self.jobs.send(Box::new(job));
+        self.waker.wake();
+    }
+}
+
 /// Told of everything that happens to requests.
 pub type Observer = Box<dyn FnMut(&Event, Now) + Send>;
 
@@ -47,6 +69,12 @@ pub struct Core {
     pub movers: Movers,
     /// Clients of the original's protocol.
     pub json: Option<JsonPort>,
+    /// `lcap hsm worker`s.
+    pub workers: Workers,
+    /// Files of the spool that the next write speaks of.
+    pub spool_marks: SpoolMarks,
+    /// Why nothing can be written down, if so.
+    pub trouble: Option<String>,
     /// What to do when everything up to now is on disk.
     pub after_commit: Vec<Box<dyn FnOnce() + Send>>,
     mdt: Arc<str>,
@@ -78,6 +106,9 @@ impl Core {
             queue,
             movers,
             json,
+            workers: Workers::default(),
+            spool_marks: SpoolMarks::default(),
+            trouble: None,
             after_commit: Vec::new(),
             mdt,
             keep_alive,
@@ -95,6 +126,11 @@ impl Core {
         // What was kept alive by the last lcapd may be near its end.
         core.due.extend(known.into_iter().map(|id| (now, id)));
         core
+    }
+
+    /// What requests are filed under whose MDT nobody knows.
+    pub fn any_mdt(&self) -> Arc<str> {
+        Arc::clone(&self.mdt)
     }
 
     /// Sees everything that happens to requests.
@@ -187,10 +223,12 @@ impl Core {
             if let Some(json) = &mut self.json {
                 json.dispatch(&mut self.queue, now);
             }
+            self.workers.dispatch(&mut self.queue, now);
             if !self.tell_events(now) {
                 break;
             }
         }
+        self.after_commit.extend(self.workers.take_after());
         self.to_lustre.extend(self.movers.take_to_lustre());
         self.to_lustre.extend(self.json.iter_mut().flat_map(JsonPort::take_to_lustre));
     }
@@ -205,6 +243,7 @@ impl Core {
                 self.due.push_back((now + after, event.id));
             }
             self.movers.on_event(event);
+            self.workers.on_event(event);
             if let Some(json) = &mut self.json {
                 json.on_event(event);
             }
@@ -244,7 +283,8 @@ impl Core {
     pub fn next_deadline(&self, now: Now) -> Option<Now> {
         let due = self.keep_alive.and(self.due.front()).map(|(at, _)| *at);
         let json = self.json.as_ref().and_then(JsonPort::next_deadline);
-        let all = [self.movers.next_deadline(), self.queue.next_deadline(now), due, json];
+        let workers = self.workers.next_deadline();
+        let all = [self.movers.next_deadline(), self.queue.next_deadline(now), due, json, workers];
         all.into_iter().flatten().min()
     }
 }
@@ -333,10 +373,12 @@ impl Service {
             self.core.settle(now);
             outputs.extend(self.core.movers.take_outputs());
             merge(&mut unwritten, self.core.queue.take_changes());
-            if write_at <= Instant::now() || unwritten.is_none() {
+            let nothing = unwritten.is_none() && self.core.spool_marks.is_empty();
+            if nothing || write_at <= Instant::now() {
                 match self.write(&mut unwritten) {
                     Ok(()) => self.send(&mut outputs, now),
                     Err(problem) => {
+                        self.core.trouble = Some(problem.clone());
                         error!(
                             problem,
                             "requests cannot be written down; nothing is handed out or confirmed until they can"
@@ -353,17 +395,20 @@ impl Service {
                 return;
             }
             if !busy {
-                let wait = if unwritten.is_some() { Some(write_at) } else { None };
+                let wait = self.core.trouble.as_ref().map(|_| write_at);
                 self.sleep(clock, wait);
             }
         }
     }
 
     fn write(&mut self, unwritten: &mut Option<Changes>) -> Result<(), String> {
-        if let Some(changes) = unwritten {
-            (self.commit)(changes)?;
+        let marks = &self.core.spool_marks;
+        if unwritten.is_some() || !marks.is_empty() {
+            (self.commit)(unwritten.as_ref(), marks)?;
             *unwritten = None;
+            self.core.spool_marks = SpoolMarks::default();
         }
+        self.core.trouble = None;
         for then in std::mem::take(&mut self.core.after_commit) {
             then();
         }

@@ -485,7 +485,8 @@ impl Clients {
         Some(request)
     }
 
-    fn status(&self, queue: &Queue, with_requests: bool) -> Object {
+    /// Everything, with the original's keys.
+    pub fn status(&self, queue: &Queue, with_requests: bool) -> Object {
         let mut status = Object::new();
         let mut put = |key: String, n: u64| {
             if n != 0 {
