@@ -76,6 +76,9 @@ install:         ## install what `make build` made; DESTDIR= PREFIX=/usr LIBDIR=
 	@test -x $(OUT)/lcapd || { echo 'nothing is built yet: make build' >&2; exit 1; }
 	install -D -m 755 $(OUT)/lcap $(DESTDIR)$(PREFIX)/bin/lcap
 	install -D -m 755 $(OUT)/lcapd $(DESTDIR)$(PREFIX)/sbin/lcapd
+	install -d -m 755 $(DESTDIR)$(PREFIX)/libexec/lcap
+	install -m 755 $(OUT)/lhsm_mdt_upcall $(DESTDIR)$(PREFIX)/libexec/lcap/lhsm_mdt_upcall
+	install -m 755 $(OUT)/lhsm_worker_posix $(DESTDIR)$(PREFIX)/bin/lhsm_worker_posix
 	install -d -m 755 $(DESTDIR)$(LIBDIR)/lcap/policies
 	for name in $(POLICIES); do install -m 755 \
 		$(OUT)/liblcap_policy_$$(echo $$name | tr - _).so \
@@ -85,6 +88,8 @@ install:         ## install what `make build` made; DESTDIR= PREFIX=/usr LIBDIR=
 		packaging/install-client.sh
 	install -d -m 755 $(DESTDIR)/etc/lcap
 	install -m 644 packaging/lcapd.toml $(DESTDIR)/etc/lcap/lcapd.toml.sample
+	install -m 644 packaging/upcall.toml $(DESTDIR)/etc/lcap/upcall.toml.sample
+	install -m 644 packaging/worker_posix.toml $(DESTDIR)/etc/lcap/worker_posix.toml.sample
 	install -d -m 755 $(DESTDIR)$(PREFIX)/lib/systemd/system
 	sed 's|@SBINDIR@|$(PREFIX)/sbin|' packaging/systemd/lcapd.service \
 		> $(DESTDIR)$(PREFIX)/lib/systemd/system/lcapd.service

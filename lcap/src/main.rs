@@ -7,11 +7,15 @@
 mod changelog;
 mod clear;
 mod demo;
+mod doctor;
+mod hsm;
 mod policy;
 mod reader;
+mod screen;
 mod status;
+mod top;
 
-use std::io;
+use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -40,10 +44,16 @@ enum Command {
     Reader(reader::ReaderArgs),
     /// Show MDTs, streams and readers.
     Status(status::StatusArgs),
+    /// Watch MDTs, streams and readers on the full screen.
+    Top(top::TopArgs),
+    /// Say what is wrong with this installation, and what to type.
+    Doctor(doctor::DoctorArgs),
     /// Write an MDT's records to a trace that `replay:` reads.
     Record(record::RecordArgs),
     /// Serve simulated MDTs as files that behave like changelog devices.
     Sim(sim::SimArgs),
+    /// Look at the queue of HSM requests, and work on it.
+    Hsm(hsm::HsmArgs),
     /// Look at policy modules.
     Policy(policy::PolicyArgs),
     /// Run a daemon with simulated MDTs and a few clients, and prove that nothing is lost.
@@ -57,8 +67,11 @@ fn main() -> ExitCode {
         Command::Clear(args) => clear::run(&args),
         Command::Reader(args) => reader::run(&args),
         Command::Status(args) => status::run(&args),
+        Command::Top(args) => top::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
         Command::Record(args) => record::run(&args),
         Command::Sim(args) => sim::run(&args),
+        Command::Hsm(args) => hsm::run(&args),
         Command::Policy(args) => policy::run(&args),
         Command::Demo(args) => demo::run(&args),
     };
@@ -81,4 +94,9 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 /// A connection for requests, to where the environment says.
 fn control() -> Result<Control> {
     Ok(Control::from_env()?)
+}
+
+/// Writes to stdout; unlike `print!`, a reader who has seen enough is an error, not a panic.
+fn print(text: &str) -> Result<()> {
+    Ok(io::stdout().write_all(text.as_bytes())?)
 }

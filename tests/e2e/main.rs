@@ -6,4 +6,6 @@ mod captures;
 mod commands;
 mod faults;
 mod hsm_movers;
+mod policies;
 mod relay;
+mod sink;

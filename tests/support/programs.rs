@@ -39,8 +39,11 @@ fn build() {
     let Some(cargo) = std::env::var_os("CARGO") else { return };
     let dir = directory();
     let Some(target) = dir.parent() else { return };
-    let programs: [&[&str]; 2] = [
-        &["-p", "lcapd", "-p", "lcap", "-p", "lcap-policy-fifo", "-p", "lcap-llapi"],
+    let programs: [&[&str]; 5] = [
+        &["-p", "lcapd", "-p", "lcap", "-p", "lcap-policy-fifo", "-p", "lcap-policy-filter"],
+        &["-p", "lcap-policy-window", "-p", "lcap-policy-group", "-p", "lcap-policy-compact"],
+        &["-p", "lcap-policy-sdk", "--example", "unruly"],
+        &["-p", "lcap-upcall", "-p", "lcap-llapi"],
         &["-p", "lcap-tests", "--bin", "lcap-journal-client"],
     ];
     for what in programs {

@@ -11,6 +11,7 @@ use lcap_wire::control::Status;
 
 use super::scene::Scene;
 use super::tally::Count;
+use crate::screen::grouped;
 
 /// Rates are those of the last second.
 const WINDOW: Duration = Duration::from_secs(1);
@@ -32,19 +33,6 @@ pub(super) struct Show {
     history: VecDeque<(Duration, Vec<u64>)>,
     drawn_lines: usize,
     next_line: Duration,
-}
-
-/// `1234567` as `1,234,567`.
-pub(super) fn grouped(n: u64) -> String {
-    let digits = n.to_string();
-    let mut text = String::new();
-    for (at, digit) in digits.chars().enumerate() {
-        if at > 0 && (digits.len() - at).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
 }
 
 impl Show {
@@ -169,14 +157,6 @@ impl Show {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn numbers_are_grouped() {
-        let cases = [(0, "0"), (999, "999"), (1000, "1,000"), (1_234_567, "1,234,567")];
-        for (n, want) in cases {
-            assert_eq!(grouped(n), want);
-        }
-    }
 
     #[test]
     fn rates_are_those_of_the_last_second() {

@@ -13,8 +13,8 @@ use lcapd::source::{MIN_READ_BYTES, ReadOutcome, SourceUri};
 use serde_json::{Value, json};
 
 use super::scene::{BROADCAST, QUEUE, Scene};
-use super::show::grouped;
 use super::tally::Count;
+use crate::screen::grouped;
 
 #[derive(Debug)]
 struct MdtNumbers {

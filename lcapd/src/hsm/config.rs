@@ -11,6 +11,7 @@ use toml::Spanned;
 use super::coordinatool;
 use super::entrances::{self, Entrances};
 use super::queue::{Retry, Settings};
+use super::reports;
 use super::request::Kind;
 use super::scheduler::hosts::Rule;
 use super::scheduler::slots::Batching;
@@ -26,6 +27,8 @@ pub struct Hsm {
     pub lease: Duration,
     /// Of the queue and its scheduler.
     pub queue: Settings,
+    /// Files for users.
+    pub reports: Option<reports::Settings>,
     /// Lustre, movers and the JSON port.
     pub entrances: Entrances,
 }
@@ -51,6 +54,9 @@ pub(crate) struct RawHsm {
     #[serde(default)]
     archive_on_hosts_ch: Vec<Spanned<RawHashed>>,
     batch_archives: Option<RawBatching>,
+    reporting_dir: Option<Spanned<PathBuf>>,
+    reporting_hint: Option<String>,
+    reporting_interval: Option<Span>,
     /// A configuration file of coordinatool, read as it is.
     coordinatool_conf: Option<Spanned<PathBuf>>,
     mount: Option<Spanned<PathBuf>>,
@@ -123,6 +129,7 @@ impl RawHsm {
             let wrong = (Some(spool.span()), "hsm.spool", "not an absolute path".to_owned());
             if spool.get_ref().is_absolute() { Ok(spool.get_ref().clone()) } else { Err(wrong) }
         });
+        let reports = self.reports(&original)?;
         let mut queue = Settings { retry: self.retry(), ..Settings::default() };
         queue.scheduler.order = self.order()?;
         queue.scheduler.share_by = self.share_by()?;
@@ -138,7 +145,8 @@ impl RawHsm {
         if lease < Duration::from_secs(1) {
             return Err((None, "hsm.lease", "at least \"1s\" is needed".to_owned()));
         }
-        Ok(Hsm { spool: spool.transpose()?, lease, queue, entrances: self.entrances()? })
+        let entrances = self.entrances()?;
+        Ok(Hsm { spool: spool.transpose()?, lease, queue, reports, entrances })
     }
 
     fn entrances(&self) -> Result<Entrances, Problem> {
@@ -198,6 +206,24 @@ impl RawHsm {
             first: self.retry_first.map_or(default.first, |span| span.0),
             max: self.retry_max.map_or(default.max, |span| span.0),
         }
+    }
+
+    fn reports(&self, original: &coordinatool::Conf) -> Result<Option<reports::Settings>, Problem> {
+        let hint = self.reporting_hint.as_ref().or(original.reporting_hint.as_ref());
+        let Some(dir) = &self.reporting_dir else { return Ok(None) };
+        let at = Some(dir.span());
+        if !dir.get_ref().is_absolute() {
+            return Err((at, "hsm.reporting_dir", "not an absolute path".to_owned()));
+        }
+        let problem = "`reporting_hint` is needed, too";
+        let hint = hint.ok_or((at, "hsm.reporting_dir", problem.to_owned()))?;
+        let interval = self.reporting_interval.map(|span| span.0);
+        let interval = interval.or(original.reporting_interval);
+        Ok(Some(reports::Settings {
+            dir: dir.get_ref().clone(),
+            hint: format!("{hint}="),
+            interval: interval.unwrap_or(Duration::from_secs(60)),
+        }))
     }
 
     fn order(&self) -> Result<Order, Problem> {

@@ -13,6 +13,7 @@ use super::config::{Hsm, prepare};
 use super::coordinator::{self, Teller};
 use super::entrances;
 use super::queue::Queue;
+use super::reports;
 use super::service::{Clock, Core, Handle, Service};
 use super::spool::{self, Intake};
 use super::store::HsmStore;
@@ -30,6 +31,8 @@ pub struct Started {
     pub intake: Option<Intake>,
     /// Lustre's two threads: the first ends with the spool's, the second with the queue's.
     pub copytool: Option<(coordinator::Intake, Teller)>,
+    /// The thread that writes files for users.
+    pub reports: Option<reports::Writer>,
     /// Wakes the queue's thread.
     pub waker: Waker,
 }
@@ -57,13 +60,8 @@ pub fn build(
     }
     let now = Clock::default().now();
     info!(requests = loaded.requests.len(), "HSM requests from before");
-    let queue = Queue::recover(
-        hsm.queue.clone(),
-        loaded.meta,
-        loaded.requests,
-        hsm.lease.max(hsm.entrances.grace),
-        now,
-    );
+    let grace = hsm.lease.max(hsm.entrances.grace);
+    let queue = Queue::recover(hsm.queue.clone(), loaded.meta, loaded.requests, grace, now);
     let waker = Waker::new()?;
     let (jobs, jobs_in) = unbounded();
     let handle = Handle::new(jobs, waker.clone());
@@ -79,6 +77,12 @@ pub fn build(
     let keep_alive = opened.copytool.as_ref().map(|_| hsm.entrances.keep_alive);
     let mut core = Core::new(queue, opened.movers, opened.json, opened.mdt, keep_alive, now);
     core.workers = Workers::new(hsm.lease);
+    let reports = hsm.reports.as_ref().map(|settings| {
+        let (sender, lines) = reports::lines();
+        core.set_observer(reports::observer(settings.hint.clone(), sender));
+        let (queue, stop) = (handle.clone(), Arc::clone(&stop_intake));
+        reports::Writer { settings: settings.clone(), queue, lines, stop }
+    });
     let service = Service {
         core,
         socket: opened.socket.map(|socket| socket.0),
@@ -102,5 +106,6 @@ pub fn build(
             stop: stop_intake,
         }),
     };
-    Ok(Started { queue: handle, service, intake, copytool: opened.copytool, waker })
+    let copytool = opened.copytool;
+    Ok(Started { queue: handle, service, intake, copytool, reports, waker })
 }

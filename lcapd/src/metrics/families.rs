@@ -53,6 +53,17 @@ families! {
     Counter QUEUE_REDELIVERED = "lcap_queue_redelivered_records_total" ["stream", "mdt"] "Records sent again because a member was lost.";
     Gauge QUEUE_MEMBERS = "lcap_queue_members" ["stream"] "Members that are connected.";
 
+    Counter POLICY_IN = "lcap_policy_in_records_total" ["stream", "mdt", "place", "module"] "Records that the module was given.";
+    Counter POLICY_EMITTED = "lcap_policy_emitted_records_total" ["stream", "mdt", "place", "module"] "Records that the module gave.";
+    Counter POLICY_DROPPED = "lcap_policy_dropped_records_total" ["stream", "mdt", "place", "module"] "Records that the module dropped.";
+    Counter POLICY_MERGED = "lcap_policy_merged_records_total" ["stream", "mdt", "place", "module"] "Records that went into others of the module's making, less those.";
+    Gauge POLICY_HELD = "lcap_policy_held_records" ["stream", "mdt", "place", "module"] "Records that the module holds now.";
+    Counter POLICY_BUSY = "lcap_policy_busy_seconds_total" ["stream", "mdt", "place", "module"] "Time spent in the module.";
+    Gauge POLICY_FAILED = "lcap_policy_failed" ["stream", "mdt", "place", "module"] "1 if the module has failed and is skipped, or has stopped the stream.";
+    Gauge POLICY_STUCK = "lcap_policy_stuck" ["stream", "mdt", "place", "module"] "1 if the module has been in one call for longer than policy_timeout.";
+    Counter POLICY_LONG_CALLS = "lcap_policy_long_calls_total" ["stream"] "Calls into modules that took longer than policy_timeout.";
+    Counter POLICY_RELOADS = "lcap_policy_reloads_total" ["stream", "result"] "Times that the policies were replaced (done), or were to be and could not (refused).";
+
     Gauge READER_WATERMARK = "lcap_reader_watermark_index" ["stream", "reader", "mdt"] "Every index up to here is acknowledged by the reader.";
     Gauge READER_LAG_RECORDS = "lcap_reader_lag_records" ["stream", "reader", "mdt"] "Indexes read from the MDT that the reader has not acknowledged.";
     Gauge READER_LAG_SECONDS = "lcap_reader_lag_seconds" ["stream", "reader", "mdt"] "Age of the oldest record that the reader has not acknowledged.";
@@ -64,6 +75,19 @@ families! {
     Counter REFUSED = "lcap_requests_refused_total" ["reason"] "Requests and connections refused.";
 
     Counter HTTP_REQUESTS = "lcap_http_requests_total" ["code"] "Answers given over HTTP.";
+
+    Gauge HSM_REQUESTS = "lcap_hsm_requests" ["state", "action"] "HSM requests in the queue.";
+    Counter HSM_ADMITTED = "lcap_hsm_admitted_requests_total" ["action"] "HSM requests that came into the queue.";
+    Counter HSM_DONE = "lcap_hsm_done_requests_total" ["action"] "HSM requests that were done.";
+    Counter HSM_FAILURES = "lcap_hsm_failures_total" ["action"] "Times that work on an HSM request failed.";
+    Counter HSM_CANCELLED = "lcap_hsm_cancelled_requests_total" ["action"] "HSM requests that were cancelled.";
+    Gauge HSM_OLDEST = "lcap_hsm_oldest_waiting_seconds" [] "Age of the oldest HSM request that does not run; 0 if there is none.";
+    Gauge HSM_WORKERS = "lcap_hsm_workers" [] "Workers and movers that are there.";
+    Counter HSM_WORKER_DONE = "lcap_hsm_worker_done_requests_total" ["worker", "action"] "HSM requests that a worker or mover has done.";
+    Gauge HSM_STORE_FAILING = "lcap_hsm_write_failing" [] "1 while the queue cannot be written to disk; nothing is handed out then.";
+    Counter HSM_SPOOL_TAKEN = "lcap_hsm_spool_files_total" [] "Files taken in from the spool of upcalls.";
+    Counter HSM_SPOOL_BAD = "lcap_hsm_spool_bad_files_total" [] "Files of the spool that were set aside.";
+    Gauge HSM_SPOOL_WAITING = "lcap_hsm_spool_waiting_files" [] "Files that lay in the spool when it was looked at last.";
 }
 
 #[cfg(test)]
