@@ -41,6 +41,8 @@ examples: rust
 	ln -sf ../liblcapclient.so $(OUT)/examples-c/liblcapclient.so.1
 	$(CC) $(CFLAGS) $(C_WARNINGS) -I include docs/examples/reader.c -o $(OUT)/examples-c/reader \
 		-L $(OUT) -llcapclient '-Wl,-rpath,$$ORIGIN'
+	$(CC) $(CFLAGS) $(C_WARNINGS) -I include docs/examples/hsm_alert.c -o $(OUT)/examples-c/hsm_alert \
+		-L $(OUT) -llcapclient '-Wl,-rpath,$$ORIGIN'
 	$(CC) $(CFLAGS) $(C_WARNINGS) -I include -shared -fPIC policies/fifo-c/fifo.c \
 		-o $(OUT)/fifo_c.so
 

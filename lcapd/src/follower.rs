@@ -11,12 +11,15 @@ use std::time::Instant;
 
 use lcap_ffi::RecordIndex;
 
+use crate::actions::journal::Snapshot;
 use crate::batch::Batch;
 use crate::log::{Entry, Gap, Lookup, MdtLog, Place};
 use crate::reader::{Piece, pieces};
 use crate::source::{ChangelogSource, ReadOutcome, SourceError, Upstream, WaitFor};
 use crate::wake::Waker;
 
+/// A state is given out in pieces of about so many bytes.
+const STATE_BYTES: usize = 64 << 10;
 /// Pause before a source that cannot follow is opened again.
 pub const REOPEN_PAUSE: std::time::Duration = std::time::Duration::from_secs(1);
 
@@ -36,6 +39,8 @@ pub struct Follower {
     pending: VecDeque<Piece>,
     /// What the log last said of the source, if it had nothing for us.
     at_end: bool,
+    /// The state that comes before everything else.
+    state: Option<Snapshot>,
 }
 
 #[derive(Debug)]
@@ -93,7 +98,14 @@ impl Follower {
             continues,
             pending: VecDeque::new(),
             at_end: false,
+            state: None,
         }
+    }
+
+    /// Begins with a state instead of what led to it.
+    pub fn begin_with(&mut self, state: Snapshot) {
+        self.continues = false;
+        self.state = Some(state);
     }
 
     /// Asks the source where its end is now: [`Step::Head`] and [`Step::Wait`] say `at_end` only
@@ -122,7 +134,8 @@ impl Follower {
 
     /// Whether there may be more than [`Step::Head`] now; asked after the waker was armed.
     pub fn has_news(&self) -> bool {
-        !self.pending.is_empty()
+        self.state.is_some()
+            || !self.pending.is_empty()
             || matches!(self.mode, Mode::Memory(serial) if self.log.has_news(serial, self.at_end))
     }
 
@@ -145,6 +158,9 @@ impl Follower {
             if let Some(step) = self.take_piece(piece) {
                 return Ok(step);
             }
+        }
+        if let Some(step) = self.step_state()? {
+            return Ok(step);
         }
         loop {
             match &mut self.mode {
@@ -174,6 +190,31 @@ impl Follower {
                 },
             }
         }
+    }
+
+    /// The next part of the state. Its events have holes between their indexes: what is missing has no
+    /// part in it.
+    fn step_state(&mut self) -> Result<Option<Step>, SourceError> {
+        let Some(state) = &mut self.state else { return Ok(None) };
+        let mut bytes = Vec::new();
+        let read = state.read(self.read_bytes.min(STATE_BYTES), &mut bytes);
+        let failed = |source| SourceError::Io {
+            action: "read",
+            what: "the state of HSM actions".to_owned(),
+            source,
+        };
+        if !read.map_err(failed)? {
+            // What comes after it goes on without a hole.
+            self.next = self.next.max(state.next_index());
+            self.continues = true;
+            self.state = None;
+            return Ok(None);
+        }
+        let batch = Batch::parse(bytes).map_err(|problem| SourceError::Malformed {
+            what: "the state of HSM actions".to_owned(),
+            problem: problem.to_string(),
+        })?;
+        Ok(self.take(Entry::Records(Arc::new(batch))))
     }
 
     fn take(&mut self, entry: Entry) -> Option<Step> {

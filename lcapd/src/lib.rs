@@ -3,6 +3,7 @@
 //! Records go `source → reader → log → follower → pipeline (policies) → worker → publisher or
 //! queue → client`, and acknowledgements come back `client → engine → store → clearer`.
 
+pub mod actions;
 pub mod batch;
 pub mod catch_up;
 pub mod clearer;

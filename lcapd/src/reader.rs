@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 use lcap_ffi::record::split_first;
-use lcap_ffi::{MdtName, RecordIndex};
+use lcap_ffi::{MdtName, RecordIndex, RecordType};
 use tracing::{error, info, warn};
 
+use crate::actions::Due;
 use crate::batch::Batch;
 use crate::follower::{REOPEN_PAUSE, sleep_on, trim};
 use crate::log::{Entry, Gap, MdtLog};
@@ -84,6 +85,8 @@ pub struct Reader {
     pub waker: Waker,
     /// Set before the last wake.
     pub stop: Arc<AtomicBool>,
+    /// To be told of HSM records: the MDT's list of actions has changed.
+    pub hsm_due: Option<Due>,
 }
 
 /// Where a reader is with a source that it has just opened.
@@ -265,6 +268,14 @@ impl Reader {
         self.log.push(Entry::Gap(gap), &self.stop);
     }
 
+    fn note_hsm(&self, batch: &Batch) {
+        let Some(due) = &self.hsm_due else { return };
+        let hsm = RecordType::HSM.0.to_ne_bytes();
+        if (0..batch.len()).any(|nth| batch.record(nth).get(4..8) == Some(&hsm[..])) {
+            due.mark();
+        }
+    }
+
     fn append(&self, batch: Batch) {
         let (next, _) = self.log.head();
         let batch = if batch.last() < next {
@@ -280,6 +291,7 @@ impl Reader {
             match piece {
                 Piece::Hole(first, last) => self.tell_gap(first, last),
                 Piece::Records(batch) => {
+                    self.note_hsm(&batch);
                     self.stats.at_end.store(false, Ordering::Relaxed);
                     self.stats.records.fetch_add(batch.len() as u64, Ordering::Relaxed);
                     if let Ok((first, _)) = split_first(batch.record(0)) {
@@ -470,6 +482,7 @@ mod tests {
                 engine: waker.clone(),
                 waker: reader_waker.clone(),
                 stop: Arc::clone(&stop),
+                hsm_due: None,
             };
             let thread = Some(std::thread::spawn(move || reader.run()));
             let place = log.follow(waker.clone());

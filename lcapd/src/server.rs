@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender};
 use lcap_ffi::zmq_frame::send_shared;
 use lcap_ffi::{MdtName, RecordIndex};
-use lcap_wire::control::{Event, MAX_MESSAGE_BYTES, Op, Reply, Request};
+use lcap_wire::control::{Event, MAX_MESSAGE_BYTES, Op, Reply, Request, StreamKind};
 use lcap_wire::frame::topic;
 use lcap_wire::hsm_queue::HsmOp;
 use lcap_wire::{Flags, Header, Kind, PROTOCOL_VERSION};
@@ -17,7 +17,7 @@ use tracing::{debug, warn};
 
 use crate::catch_up::{Handle, Item};
 use crate::engine::retention::Now;
-use crate::engine::{CatchUpStart, Effect, Engine, MdtNow, Peer, WorkerState};
+use crate::engine::{CatchUpStart, Effect, Engine, MdtNow, Peer, WorkerState, log_key};
 use crate::figures::{ServerStats, StreamFigures};
 use crate::health::StatusQuestions;
 use crate::hsm::operator;
@@ -26,6 +26,7 @@ use crate::hsm::workers::Answer;
 use crate::log::{Gap, MdtLog};
 use crate::pipeline::Outgoing;
 use crate::policies::{ReloadRequest, Reloaded};
+use crate::publisher::kind_on_wire;
 use crate::reader::ReaderStats;
 use crate::sink::config::SinkConfig;
 use crate::store::Change;
@@ -113,6 +114,8 @@ pub struct WorkerEnd {
 pub struct MdtEnd {
     /// Its name.
     pub name: MdtName,
+    /// What its log holds.
+    pub kind: StreamKind,
     /// Its reader thread's figures.
     pub stats: Arc<ReaderStats>,
     /// What was read last.
@@ -279,7 +282,7 @@ impl Server {
             );
             if moved {
                 let tail = mdt.log.tail(KEPT_DIGESTS);
-                changes.push(Change::Tail(mdt.name.to_string(), tail));
+                changes.push(Change::Tail(log_key(mdt.kind, &mdt.name), tail));
             }
         }
         let _ = self.commits.send(changes);
@@ -661,7 +664,8 @@ impl Server {
         body: lcap_ffi::zmq_frame::SharedBytes,
     ) -> Result<(), zmq::Error> {
         let topic = topic(&self.stream_names[stream], &self.mdts[mdt].name);
-        let header = Header { epoch: self.epoch, ..header };
+        let kind = kind_on_wire(header.kind, self.mdts[mdt].kind);
+        let header = Header { epoch: self.epoch, kind, ..header };
         let socket = &mut self.sockets[peer.socket];
         // ROUTER decides at the identity frame whether the whole message can go.
         socket.send(peer.identity.as_slice(), zmq::SNDMORE | zmq::DONTWAIT)?;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use lcap_ffi::{MdtName, RecordIndex};
-use lcap_wire::control::{Delivery, Event, Reply, Request};
+use lcap_wire::control::{Delivery, Event, Reply, Request, StreamKind};
 use lcap_wire::frame::{parse_hello_topic, topic};
 use lcap_wire::{Flags, Header, Kind};
 use lcapd::batch::Batch;
@@ -118,6 +118,7 @@ impl Life {
         let streams: Vec<StreamSetup> = (plan.streams.iter())
             .map(|stream| StreamSetup {
                 name: stream.name.clone(),
+                kind: StreamKind::Changelog,
                 delivery: stream.delivery,
                 publish: format!("ipc://{}", stream.name),
                 lanes: stream.lanes,
@@ -129,6 +130,7 @@ impl Life {
         let setups = plan.mdts.iter();
         let setups = setups.map(|(name, _)| MdtSetup {
             name: name.clone(),
+            kind: StreamKind::Changelog,
             source: String::new(),
             clears: true,
         });
@@ -386,7 +388,7 @@ impl Life {
                     net(&peer, Down::Control(bytes));
                 }
                 Effect::StartCatchUp { session, start } => {
-                    let CatchUpStart { stream, mdt, from, continues, follow, filter } = start;
+                    let CatchUpStart { stream, mdt, from, continues, follow, filter, .. } = start;
                     let waker = Waker::new().expect("a descriptor");
                     let follower = follower(&self.mdts[mdt], from, continues, plan, &waker);
                     let chain = chain(plan, stream, mdt);

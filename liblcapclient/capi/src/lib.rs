@@ -5,6 +5,7 @@
 //! are null or writable.
 
 mod context;
+pub mod hsm;
 pub mod mover;
 
 use std::cell::RefCell;
