@@ -171,7 +171,8 @@ impl Campaign {
             let mut children: Vec<(String, Child, bool)> = Vec::new();
             for file in 1..=self.burst {
                 let fid = format!("[0x200000401:{file:#x}:0x0]");
-                let mut command = stage.upcall("ARCHIVE", &burst.to_string(), &[fid.clone()]);
+                let mut command =
+                    stage.upcall("ARCHIVE", &burst.to_string(), std::slice::from_ref(&fid));
                 let mut child = command.spawn().expect("an upcall");
                 let kill = rng.chance(self.upcall_kills);
                 if kill {

@@ -71,6 +71,8 @@ struct State {
     /// What is to be reported.
     done: Vec<Done>,
     returned: Vec<u64>,
+    /// What is being reported: lcapd may not know of it yet.
+    reporting: Vec<u64>,
     /// The last question that was answered.
     got: u64,
     lease: Duration,
@@ -80,8 +82,8 @@ struct State {
     ended: bool,
 }
 
+#[derive(Default)]
 struct Held {
-    lease: u64,
     /// Of its command, if that runs.
     pid: Option<Pid>,
     /// Not ours any more, or cancelled: its result is not wanted.
@@ -198,8 +200,7 @@ fn take_work(
         state.got = seq;
         state.lease = Duration::from_millis(fetched.lease_ms);
         for leased in &fetched.requests {
-            let held = Held { lease: leased.lease, pid: None, dropped: false };
-            state.held.insert(leased.id, held);
+            state.held.insert(leased.id, Held::default());
         }
         drop(state);
         if !fetched.requests.is_empty() {
@@ -214,7 +215,11 @@ fn take_work(
 }
 
 fn identify(identity: &WorkerState, state: &State) -> WorkerState {
-    let holding = state.held.keys().copied().collect();
+    // Until lcapd has been told what became of a request, it must not look lost.
+    let done = state.done.iter().map(|done| done.id);
+    let unreported = done.chain(state.returned.iter().copied());
+    let held = state.held.keys().copied();
+    let holding = held.chain(unreported).chain(state.reporting.iter().copied()).collect();
     WorkerState { got: state.got, holding, ..identity.clone() }
 }
 
@@ -306,11 +311,14 @@ impl Reporter {
                 returned: std::mem::take(&mut state.returned),
                 bye: state.ended,
             };
+            let done = report.done.iter().map(|done| done.id);
+            state.reporting = done.chain(report.returned.iter().copied()).collect();
             let (ended, lease) = (state.ended, state.lease);
             drop(state);
             if !self.send(shared, &report, lease) || ended {
                 return;
             }
+            shared.lock().reporting.clear();
         }
     }
 

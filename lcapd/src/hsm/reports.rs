@@ -32,6 +32,9 @@ pub struct Settings {
     pub interval: Duration,
 }
 
+/// A file's name, and what is added to it.
+pub type Line = (String, String);
+
 /// The name of a request's file, if it has one.
 fn value_of(request: &Request, hint: &str) -> Option<String> {
     let value = tag_value(&request.data, hint)?;
@@ -57,7 +60,7 @@ fn line_of(event: &Event) -> Option<String> {
 }
 
 /// Sees what happens, on the queue's thread.
-pub fn observer(hint: String, lines: Sender<(String, String)>) -> Observer {
+pub fn observer(hint: String, lines: Sender<Line>) -> Observer {
     Box::new(move |event, _| {
         if let Some(value) = value_of(&event.request, &hint)
             && let Some(line) = line_of(event)
@@ -75,18 +78,18 @@ pub struct Writer {
     /// The queue.
     pub queue: Handle,
     /// Values and their lines.
-    pub lines: Receiver<(String, String)>,
+    pub lines: Receiver<Line>,
     /// Set when lcapd stops.
     pub stop: Arc<AtomicBool>,
 }
 
 /// Both ends of what is to be written.
-pub fn lines() -> (Sender<(String, String)>, Receiver<(String, String)>) {
+pub fn lines() -> (Sender<Line>, Receiver<Line>) {
     unbounded()
 }
 
 /// What a look at the queue gives: values that are in use, and lines on how far who waits is.
-type Look = (BTreeSet<String>, Vec<(String, String)>);
+type Look = (BTreeSet<String>, Vec<Line>);
 
 impl Writer {
     /// Until lcapd stops.

@@ -144,7 +144,7 @@ fn a_retry_that_overtakes_the_end_of_the_first_run_is_not_lost() {
     desk.hello(1, "a", 1, 1, &[]);
     desk.admit(5, Arrival::Sent);
     desk.settle();
-    assert!(matches!(desk.queue.find("fs-MDTffff", 5, Fid { seq: 7, oid: 5, ver: 0 }), Some(_)));
+    assert!(desk.queue.find("fs-MDTffff", 5, Fid { seq: 7, oid: 5, ver: 0 }).is_some());
     desk.admit(5, Arrival::Sent);
     let session = desk.session("a");
     desk.report(1, session, 1, 5, Told::Done, libc::EIO);
