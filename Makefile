@@ -19,7 +19,7 @@ C_WARNINGS := -Wall -Wextra -Werror
 POLICIES := $(filter-out sdk,$(patsubst policies/%/Cargo.toml,%,$(wildcard policies/*/Cargo.toml)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-build build rust examples test explore deny soak demo install clean
+.PHONY: help setup setup-build build rust examples test explore deny soak bench demo install clean
 
 help:            ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 18
@@ -70,6 +70,10 @@ MINUTES ?= 10
 soak: setup      ## kill, stop and cut things for MINUTES=10; ends with a line that says whether anything was lost
 	$(CARGO) build --workspace --locked --release
 	$(CARGO) run --locked --release -p lcap-tests --bin lcap-soak -- --minutes $(MINUTES)
+
+RUNS ?= 3
+bench: build     ## measure lcap on this machine beside references, RUNS=3 times each; target/bench has JSON and plots
+	$(OUT)/lcap-benches --runs $(RUNS) --out $(TARGET)/bench
 
 demo: build      ## a daemon with simulated MDTs and three clients; proves that nothing is lost
 	$(OUT)/lcap demo

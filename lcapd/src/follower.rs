@@ -13,6 +13,7 @@ use lcap_ffi::RecordIndex;
 
 use crate::actions::journal::Snapshot;
 use crate::batch::Batch;
+use crate::buffers::Buffers;
 use crate::log::{Entry, Gap, Lookup, MdtLog, Place};
 use crate::reader::{Piece, pieces};
 use crate::source::{ChangelogSource, ReadOutcome, SourceError, Upstream, WaitFor};
@@ -31,7 +32,7 @@ pub struct Follower {
     place: Arc<Place>,
     next: RecordIndex,
     generation: u16,
-    read_bytes: usize,
+    buffers: Arc<Buffers>,
     mode: Mode,
     /// What lies right before `next` was read once: if the source begins later, records are gone.
     continues: bool,
@@ -82,7 +83,7 @@ impl Follower {
         upstream: Arc<dyn Upstream>,
         from: RecordIndex,
         continues: bool,
-        read_bytes: usize,
+        buffers: Arc<Buffers>,
         waker: Waker,
     ) -> Self {
         let (_, generation) = log.head();
@@ -93,7 +94,7 @@ impl Follower {
             place,
             next: from,
             generation,
-            read_bytes,
+            buffers,
             mode: Mode::Lost,
             continues,
             pending: VecDeque::new(),
@@ -197,7 +198,7 @@ impl Follower {
     fn step_state(&mut self) -> Result<Option<Step>, SourceError> {
         let Some(state) = &mut self.state else { return Ok(None) };
         let mut bytes = Vec::new();
-        let read = state.read(self.read_bytes.min(STATE_BYTES), &mut bytes);
+        let read = state.read(STATE_BYTES, &mut bytes);
         let failed = |source| SourceError::Io {
             action: "read",
             what: "the state of HSM actions".to_owned(),
@@ -250,8 +251,8 @@ impl Follower {
 
     fn read_source(&mut self) -> Result<Step, SourceError> {
         let Mode::Source(source) = &mut self.mode else { return Ok(Step::Head { at_end: false }) };
-        let mut buf = Vec::with_capacity(self.read_bytes);
-        let outcome = source.read(&mut buf).inspect_err(|_| self.mode = Mode::Lost)?;
+        let mut buffer = self.buffers.take();
+        let outcome = source.read(&mut buffer.bytes).inspect_err(|_| self.mode = Mode::Lost)?;
         match outcome {
             ReadOutcome::Lost { first, last } => {
                 let gap = Gap { first, last, generation: self.generation, rewinds: false };
@@ -265,7 +266,7 @@ impl Follower {
                 Ok(Step::Wait { on, at_end: true })
             }
             ReadOutcome::Bytes(_) => {
-                let batch = Batch::parse(trim(buf)).map_err(|error| {
+                let batch = Batch::parse_pooled(buffer, &self.buffers).map_err(|error| {
                     self.mode = Mode::Lost;
                     SourceError::Malformed {
                         what: "catch-up read".to_owned(),
@@ -293,14 +294,6 @@ impl Drop for Follower {
     fn drop(&mut self) {
         self.log.unfollow(&self.place);
     }
-}
-
-/// Gives back what a short read did not fill: the log counts what it keeps.
-pub fn trim(mut buf: Vec<u8>) -> Vec<u8> {
-    if buf.len() < buf.capacity() / 4 * 3 {
-        buf.shrink_to_fit();
-    }
-    buf
 }
 
 /// Sleeps until `waker` is woken or what `on` names has come; `until` bounds it.

@@ -22,6 +22,7 @@ use crate::actions::poller::{Poller, PollerStats};
 use crate::actions::presence::Presence;
 use crate::actions::upstream::JournalUpstream;
 use crate::actions::{Due, Journal};
+use crate::buffers::Buffers;
 use crate::catch_up::{CatchUp, Handle, LiveWorker, Notify};
 use crate::clearer::Clearer;
 use crate::config::{Config, Mdt, Stream};
@@ -35,6 +36,7 @@ use crate::hsm::service::Handle as HsmQueue;
 use crate::http::Http;
 use crate::log::MdtLog;
 use crate::metrics::Metrics;
+use crate::pace::Pace;
 use crate::pipeline::Pipeline;
 use crate::policies::{Keeper, ReloadRequest, StreamPolicies, in_stream};
 use crate::policy::{Loader, PolicyError};
@@ -53,6 +55,8 @@ use crate::worker::{Output, Progress, Published, Worker};
 const HANDOVER: usize = 8;
 /// Threads that serve clients from the past, at most.
 const MAX_CATCH_UPS: usize = 512;
+/// Buffers of an MDT that lie unused, at most.
+const KEPT_BUFFERS: usize = 8;
 
 /// Memory, divided: what each part may take of the configured limit.
 #[derive(Clone, Copy, Debug)]
@@ -110,6 +114,7 @@ struct MdtParts {
     journal: Option<Arc<Journal>>,
     upstream: Arc<dyn Upstream>,
     log: Arc<MdtLog>,
+    buffers: Arc<Buffers>,
 }
 
 /// A running daemon.
@@ -292,6 +297,7 @@ impl Daemon {
         let (commits, commits_in) = unbounded();
         start_store(&mut outlet, store, commits_in, outcomes.clone(), engine_waker.clone())?;
 
+        let flowing = Arc::default();
         let metrics = Metrics::default();
         let (engine_status, questions) = status_port(engine_waker.clone());
         let stream_figures: Vec<Arc<StreamFigures>> =
@@ -305,12 +311,14 @@ impl Daemon {
             let waker = Waker::new()?;
             let generation = engine.generation_of(at);
             let log = MdtLog::new(budget.log_bytes, start, generation, waker.clone());
+            let buffers = Arc::new(Buffers::new(budget.read_bytes, KEPT_BUFFERS));
             let parts = MdtParts {
                 name: mdt.name.clone(),
                 kind: mdt.kind,
                 journal: mdt.journal.clone(),
                 upstream: Arc::clone(&mdt.upstream),
                 log: Arc::new(log),
+                buffers,
             };
             let stats = Arc::new(ReaderStats::default());
             stats.read_index.store(start.prev().get(), Ordering::Relaxed);
@@ -320,7 +328,8 @@ impl Daemon {
                 upstream: Arc::clone(&parts.upstream),
                 log: Arc::clone(&parts.log),
                 stats: Arc::clone(&stats),
-                read_bytes: budget.read_bytes,
+                buffers: Arc::clone(&parts.buffers),
+                pace: Pace::new(Arc::clone(&flowing)),
                 known: saved.tails.get(&log_key(mdt.kind, &mdt.name)).cloned().unwrap_or_default(),
                 outcomes: outcomes.clone(),
                 engine: engine_waker.clone(),
@@ -383,7 +392,7 @@ impl Daemon {
                 let waker = Waker::new()?;
                 let from = engine.start_of(stream_at, at);
                 let continues = from > RecordIndex::new(1);
-                let follower = follower(mdt, from, continues, budget, &waker);
+                let follower = follower(mdt, from, continues, &waker);
                 let pipeline = Pipeline::through(follower, joint, number, started);
                 let (command, commands) = unbounded();
                 let progress = Arc::new(Progress::default());
@@ -445,7 +454,7 @@ impl Daemon {
             for (at, mdt) in mdts.iter().enumerate().filter(|(_, mdt)| mdt.kind == kind) {
                 let waker = Waker::new()?;
                 let from = engine.sink_watermark(sink.stream, at, &sink.reader).next();
-                let follower = follower(mdt, from, from > RecordIndex::new(1), budget, &waker);
+                let follower = follower(mdt, from, from > RecordIndex::new(1), &waker);
                 let policies = Arc::clone(&policies[sink.stream]);
                 let (joint, version) = policies.joint_for(&mdt.name)?;
                 let parts = sink::Parts {
@@ -472,7 +481,6 @@ impl Daemon {
             mdts,
             policies,
             live,
-            budget,
             started,
             ready,
             waker: engine_waker.clone(),
@@ -561,15 +569,9 @@ impl Daemon {
     }
 }
 
-fn follower(
-    mdt: &MdtParts,
-    from: RecordIndex,
-    continues: bool,
-    budget: Budget,
-    waker: &Waker,
-) -> Follower {
+fn follower(mdt: &MdtParts, from: RecordIndex, continues: bool, waker: &Waker) -> Follower {
     let (log, upstream) = (Arc::clone(&mdt.log), Arc::clone(&mdt.upstream));
-    Follower::new(log, upstream, from, continues, budget.read_bytes, waker.clone())
+    Follower::new(log, upstream, from, continues, Arc::clone(&mdt.buffers), waker.clone())
 }
 
 /// Of each stream, the workers on the logs that it reads.
@@ -793,7 +795,6 @@ struct CatchUpThreads {
     mdts: Vec<MdtParts>,
     policies: Vec<Arc<StreamPolicies>>,
     live: Vec<Vec<LiveWorker>>,
-    budget: Budget,
     started: Instant,
     ready: Sender<u64>,
     waker: Waker,
@@ -811,7 +812,7 @@ impl CatchUps for CatchUpThreads {
         let waker = Waker::new().map_err(|error| error.to_string())?;
         let policies = Arc::clone(&self.policies[stream]);
         let (joint, version) = policies.joint_for(&parts.name).map_err(|error| chain(&error))?;
-        let mut follower = follower(parts, from, continues, self.budget, &waker);
+        let mut follower = follower(parts, from, continues, &waker);
         if let Some(journal) = parts.journal.as_ref().filter(|_| snapshot) {
             follower.begin_with(journal.snapshot().map_err(|error| error.to_string())?);
         }
