@@ -299,6 +299,7 @@ impl Daemon {
 
         let flowing = Arc::default();
         let metrics = Metrics::default();
+        hsm.register(&metrics);
         let (engine_status, questions) = status_port(engine_waker.clone());
         let stream_figures: Vec<Arc<StreamFigures>> =
             config.streams.iter().map(|_| Arc::default()).collect();
@@ -486,7 +487,7 @@ impl Daemon {
             waker: engine_waker.clone(),
             running: Arc::default(),
         };
-        let hsm = start_hsm(&mut intake, &mut outlet, config, epoch, &metrics)?;
+        let hsm = start_hsm(&mut intake, &mut outlet, config, &context, epoch, &metrics)?;
         let server_stats = Arc::new(ServerStats::default());
         let names = config.streams.iter().map(|stream| stream.name.clone());
         let own = Figures {
@@ -653,6 +654,13 @@ impl HsmActions {
         Ok(hsm)
     }
 
+    fn register(&self, metrics: &Metrics) {
+        for of in &self.mdts {
+            let (mdt, stats) = (of.name.clone(), Arc::clone(&of.stats));
+            metrics.register(move |samples| stats.put(&mdt, samples));
+        }
+    }
+
     fn presence_of(&self, mdt: &MdtName) -> Option<Arc<dyn LiveState>> {
         let of = self.mdts.iter().find(|of| of.name == *mdt)?;
         Some(Arc::new(Presence { journal: Arc::clone(&of.journal), stats: Arc::clone(&of.stats) }))
@@ -727,12 +735,14 @@ fn start_hsm(
     intake: &mut Stage,
     outlet: &mut Stage,
     config: &Config,
+    context: &zmq::Context,
     epoch: u64,
     metrics: &Metrics,
 ) -> Result<Option<HsmQueue>> {
     let Some(hsm) = &config.hsm else { return Ok(None) };
     let (stop, stop_intake) = (Arc::clone(&outlet.stop), Arc::clone(&intake.stop));
-    let started = hsm::start::build(hsm, &config.server.state_dir, epoch, stop, stop_intake)?;
+    let (dir, secure) = (&config.server.state_dir, |_: &zmq::Socket| Ok(()));
+    let started = hsm::start::build(hsm, dir, context, &secure, epoch, stop, stop_intake)?;
     let spooled = started.intake.as_ref().map(|spool| Arc::clone(&spool.stats));
     hsm::figures::register(metrics, started.queue.clone(), spooled);
     if let Some(mut spool) = started.intake {
@@ -745,6 +755,11 @@ fn start_hsm(
     let mut service = started.service;
     outlet.wakers.push(started.waker);
     outlet.spawn("hsm", move || service.run())?;
+    if let Some((mut lustre, mut teller)) = started.copytool {
+        intake.wakers.push(lustre.waker.clone());
+        intake.spawn("hsm-intake", move || lustre.run())?;
+        outlet.spawn("hsm-teller", move || teller.run())?;
+    }
     Ok(Some(started.queue))
 }
 
@@ -807,7 +822,7 @@ impl CatchUps for CatchUpThreads {
         let (joint, version) = policies.joint_for(&parts.name).map_err(|error| chain(&error))?;
         let mut follower = follower(parts, from, continues, &waker);
         if let Some(journal) = parts.journal.as_ref().filter(|_| snapshot) {
-            follower.begin_with(journal.snapshot().map_err(|error| error.to_string())?);
+            follower.begin_with_state_of(Arc::clone(journal));
         }
         let mut pipeline = Pipeline::through(follower, joint, 0, self.started).keeping_up_with(
             policies,
