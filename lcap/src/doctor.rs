@@ -228,3 +228,6 @@ fn states(report: &mut Report, status: &Status) {
         );
     }
 }
+
+#[cfg(test)]
+mod tests;

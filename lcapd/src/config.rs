@@ -452,6 +452,9 @@ fn check_endpoint(
 }
 
 #[cfg(test)]
+mod manual;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -7,6 +7,7 @@
 mod demo;
 mod install;
 mod python;
+mod python_package;
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};

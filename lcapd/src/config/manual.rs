@@ -1,0 +1,36 @@
+//! docs/operating.md, and so lcapd.toml(5), which is made from it, has every key that there is.
+#![forbid(unsafe_code)]
+
+use std::path::Path;
+
+use super::Config;
+
+/// What the parser says it would have expected where it met a key that is none.
+fn expected(text: &str) -> Vec<String> {
+    let error = Config::parse(text, Path::new("x")).unwrap_err().to_string();
+    let Some((_, list)) = error.split_once("expected") else { return Vec::new() };
+    list.split('`').skip(1).step_by(2).map(str::to_owned).collect()
+}
+
+#[test]
+fn every_key_is_in_the_manual() {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/operating.md");
+    let page = std::fs::read_to_string(page).unwrap();
+    let page = page.split_once("\n## Configuration\n").unwrap().1;
+    let page = page.split_once("\n## ").unwrap().0;
+    let sections = expected("no_such_key = 1\n");
+    assert!(sections.len() >= 3, "{sections:?}");
+    for section in sections {
+        let table = expected(&format!("[{section}]\nno_such_key = 1\n"));
+        let list = expected(&format!("[[{section}]]\nno_such_key = 1\n"));
+        let keys = [table, list].concat();
+        assert!(!keys.is_empty(), "[{section}] takes any key");
+        let heading = format!("[{section}]");
+        assert!(page.contains(&heading), "docs/operating.md, Configuration, lacks {heading}");
+        for key in keys {
+            let listed =
+                page.contains(&format!("| `{key}`")) || page.contains(&format!(", `{key}`"));
+            assert!(listed, "docs/operating.md, Configuration, lacks `{key}` of [{section}]");
+        }
+    }
+}
