@@ -452,9 +452,6 @@ fn check_endpoint(
 }
 
 #[cfg(test)]
-mod manual;
-
-#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -6,6 +6,7 @@
 
 mod demo;
 mod install;
+mod manual;
 mod python;
 mod python_package;
 
