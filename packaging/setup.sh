@@ -30,6 +30,9 @@ if [ "$what" = test ]; then
 	need g++ gcc-c++ have c++
 	need valgrind valgrind have valgrind
 	need binutils binutils have readelf
+	# Sinks are tested against a real one, started by the tests.
+	need redis-server redis have redis-server
+	need openssl openssl have openssl
 	# The examples run with the system's Python, whichever other comes first in PATH.
 	need python3 python3 test -x /usr/bin/python3
 	need python3-zmq python3-zmq /usr/bin/python3 -c 'import zmq'

@@ -58,6 +58,9 @@ fn print_stream(stream: &StreamStatus) {
             s.sent, s.dropped, s.held, s.watermark, s.outstanding
         );
     }
+    if !stream.policies.is_empty() {
+        crate::policy::print_policies(&stream.policies);
+    }
     for member in &stream.members {
         println!("  member {} of {}: {} held", member.session, member.mdt, member.outstanding);
     }

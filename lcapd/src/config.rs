@@ -8,6 +8,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use lcap_ffi::MdtName;
@@ -16,17 +17,22 @@ use serde::{Deserialize, Deserializer};
 use toml::Spanned;
 
 use crate::policy::PolicyConfig;
+use crate::sink::config::{RawSink, SinkConfig};
 use crate::source::SourceUri;
 
 /// A checked configuration.
 #[derive(Debug)]
 pub struct Config {
+    /// The file that it is from.
+    pub path: PathBuf,
     /// Of the daemon as a whole.
     pub server: Server,
     /// One per MDT.
     pub mdts: Vec<Mdt>,
     /// At least one.
     pub streams: Vec<Stream>,
+    /// Streams to other systems.
+    pub sinks: Vec<Arc<SinkConfig>>,
 }
 
 /// `[server]`.
@@ -48,6 +54,8 @@ pub struct Server {
     pub heartbeat: Duration,
     /// Where policy modules are looked for first.
     pub policy_path: Vec<PathBuf>,
+    /// A call into a policy module that takes longer is an error.
+    pub policy_timeout: Duration,
     /// Where figures and health are served over HTTP.
     pub http: Option<SocketAddr>,
 }
@@ -117,6 +125,8 @@ struct RawConfig {
     mdt: Vec<RawMdt>,
     #[serde(default)]
     stream: Vec<RawStream>,
+    #[serde(default)]
+    sink: Vec<RawSink>,
 }
 
 #[derive(Deserialize, Default)]
@@ -132,6 +142,7 @@ struct RawServer {
     max_idle: Option<Span>,
     max_lag: Option<u64>,
     policy_path: Vec<PathBuf>,
+    policy_timeout: Option<Span>,
     http: Option<Spanned<String>>,
     allow_plaintext: bool,
 }
@@ -167,7 +178,7 @@ struct ByteSize(usize);
 
 /// `"500ms"`, `"1s"`, `"30m"`, `"2h"`, `"7d"`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Span(Duration);
+pub(crate) struct Span(pub(crate) Duration);
 
 fn split_unit(text: &str) -> (Option<u64>, &str) {
     let text = text.trim();
@@ -223,13 +234,13 @@ impl<'de> Deserialize<'de> for Span {
 }
 
 /// Turns byte offsets of the file into errors with line numbers.
-struct Place<'a> {
+pub(crate) struct Place<'a> {
     file: &'a Path,
     text: &'a str,
 }
 
 impl Place<'_> {
-    fn error(
+    pub(crate) fn error(
         &self,
         at: Option<Range<usize>>,
         key: &str,
@@ -314,7 +325,11 @@ impl Config {
         if streams.is_empty() {
             return Err(place.error(None, "stream", "no [[stream]] given; nobody could read"));
         }
-        Ok(Self { server, mdts, streams })
+        let mut sinks = Vec::new();
+        for raw_sink in &raw.sink {
+            sinks.push(Arc::new(raw_sink.check(&place, &streams, &sinks)?));
+        }
+        Ok(Self { path: path.to_owned(), server, mdts, streams, sinks })
     }
 }
 
@@ -369,6 +384,7 @@ impl RawServer {
             clear_keep_alive: seconds(self.clear_keep_alive, 3600),
             heartbeat: seconds(self.heartbeat, 1).max(Duration::from_millis(10)),
             policy_path: self.policy_path.clone(),
+            policy_timeout: seconds(self.policy_timeout, 10).max(Duration::from_millis(100)),
             http,
         })
     }

@@ -6,6 +6,7 @@
 //!
 //! * [`position`]: one reader on one MDT. * [`queue`]: one queue stream on one MDT.
 //! * [`retention`]: when an MDT is cleared. * [`sessions`]: requests of clients.
+//! * [`sinks`]: readers that are part of lcapd.
 //! * [`status`]: what is shown to people.
 #![forbid(unsafe_code)]
 
@@ -13,6 +14,7 @@ pub mod position;
 pub mod queue;
 pub mod retention;
 pub mod sessions;
+pub mod sinks;
 mod status;
 
 use std::collections::BTreeMap;
@@ -24,6 +26,7 @@ use lcap_wire::control::{Delivery, Reply};
 use tracing::{error, info, warn};
 
 use crate::pipeline::Outgoing;
+use crate::policy::FiguresSlot;
 use crate::store::{Change, MdtState, ReaderState, Saved};
 use crate::taps::{Tap, TapId};
 use position::{Position, Sent};
@@ -119,6 +122,15 @@ pub enum Effect {
         offer: RecordIndex,
         /// Given back with the answer.
         proposed: RecordIndex,
+    },
+    /// Read a stream's policies again.
+    ReloadPolicies {
+        /// Number of the stream.
+        stream: usize,
+        /// Who asked.
+        peer: Peer,
+        /// Of the request.
+        id: Option<u64>,
     },
 }
 
@@ -241,6 +253,8 @@ struct StreamMdt {
     /// What the policies last answered to a clear, and to which question.
     allowed: Option<(RecordIndex, RecordIndex)>,
     asked: Option<RecordIndex>,
+    /// What its policies do, for people.
+    policies: Arc<FiguresSlot>,
 }
 
 #[derive(Debug)]
@@ -382,6 +396,20 @@ impl Engine {
         // A worker that has not seen a new history yet says nothing of it.
         let sent = if worker.generation == generation { worker.sent } else { entry.worker.sent };
         entry.worker = WorkerState { sent, ..worker };
+    }
+
+    /// Where the figures of a stream's policies are.
+    pub fn watch_policies(&mut self, stream: usize, mdt: usize, policies: &Arc<FiguresSlot>) {
+        if let Some(entry) = self.streams.get_mut(stream).and_then(|s| s.mdts.get_mut(mdt)) {
+            entry.policies = Arc::clone(policies);
+        }
+    }
+
+    /// A stream has other policies.
+    pub fn policies_replaced(&mut self, stream: usize, policy_clears: bool) {
+        if let Some(stream) = self.streams.get_mut(stream) {
+            stream.setup.policy_clears = policy_clears;
+        }
     }
 
     /// Notes how far an MDT's reader thread is.
@@ -619,7 +647,8 @@ impl Engine {
             let (max_idle, max_lag) = (stream.setup.max_idle, stream.setup.max_lag);
             for (name, reader) in &mut stream.readers {
                 let idle = now.saturating_sub(reader.last_heard);
-                if reader.state.suspended || idle <= max_idle {
+                let is_sink = name.starts_with(sinks::PREFIX);
+                if reader.state.suspended || idle <= max_idle || is_sink {
                     continue;
                 }
                 let lags = self.mdts.iter().zip(&reader.positions).map(|(mdt, position)| {
@@ -707,6 +736,7 @@ impl Stream {
                 at_end: false,
                 allowed: None,
                 asked: None,
+                policies: Arc::default(),
             }
         });
         let per_mdt = per_mdt.collect();

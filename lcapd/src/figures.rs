@@ -150,6 +150,20 @@ impl Figures {
                 samples.put(&f::QUEUE_REDELIVERED, &labels, at.redelivered);
             }
         }
+        for policy in &stream.policies {
+            let (mdt, place) = (policy.mdt.as_deref().unwrap_or("all"), policy.nth.to_string());
+            let labels = [name, mdt, &place, &policy.module];
+            samples.put(&f::POLICY_IN, &labels, policy.records_in);
+            samples.put(&f::POLICY_EMITTED, &labels, policy.emitted);
+            samples.put(&f::POLICY_DROPPED, &labels, policy.dropped);
+            samples.put(&f::POLICY_MERGED, &labels, policy.merged);
+            samples.put(&f::POLICY_HELD, &labels, policy.held);
+            let busy = Duration::from_nanos(policy.busy_ns);
+            samples.put(&f::POLICY_BUSY, &labels, busy.as_secs_f64());
+            let is_failed = matches!(policy.state.as_str(), "bypassed" | "failed");
+            samples.put(&f::POLICY_FAILED, &labels, is_failed);
+            samples.put(&f::POLICY_STUCK, &labels, policy.state == "stuck");
+        }
         samples.put(&f::STREAM_SESSIONS, &[name], stream.sessions);
         if is_queue {
             samples.put(&f::QUEUE_MEMBERS, &[name], stream.members.len());

@@ -58,7 +58,8 @@ fn run(args: &Args) -> Result<()> {
     let daemon = Daemon::start(&config)?;
     for signal in signals.forever() {
         if signal == SIGHUP {
-            info!("SIGHUP: nothing to reload in this release");
+            info!("SIGHUP: reading the policies of all streams again");
+            daemon.reload();
             continue;
         }
         info!(signal, "stopping");

@@ -4,18 +4,27 @@
 //! messages go.
 #![forbid(unsafe_code)]
 
+mod joint;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use lcap_ffi::{MdtName, RecordIndex};
-use lcap_wire::{Flags, Header, Kind};
+use lcap_wire::{Header, Kind};
+use tracing::warn;
 
 use crate::batch::Batch;
 use crate::follower::{Follower, Step};
 use crate::log::Gap;
-use crate::policy::{Chain, ChainOutput, Nanos, Part, PolicyError};
+use crate::policies::StreamPolicies;
+use crate::policy::{Chain, ChainFigures, Nanos, PolicyError};
+use crate::reader::chain;
 use crate::source::{SourceError, WaitFor};
+use crate::wake::Waker;
+
+pub use joint::Joint;
+use joint::Taken;
 
 /// The records of a message.
 #[derive(Clone, Debug)]
@@ -94,8 +103,14 @@ pub enum PipelineError {
 #[derive(Debug)]
 pub struct Pipeline {
     follower: Follower,
-    chain: Chain,
-    output: ChainOutput,
+    joint: Arc<Joint>,
+    /// Number of the MDT there.
+    mdt: u32,
+    /// Dropped by policies that others took the place of.
+    dropped_before: u64,
+    renewal: Option<Renewal>,
+    /// What the policies would not take: one of them has stopped the stream.
+    refused: Option<Step>,
     ready: VecDeque<Outgoing>,
     /// Everything up to here has left in messages, or was dropped.
     low: RecordIndex,
@@ -104,28 +119,79 @@ pub struct Pipeline {
     started: Instant,
 }
 
+/// Where a pipeline that no worker has learns of other policies.
+#[derive(Debug)]
+struct Renewal {
+    policies: Arc<StreamPolicies>,
+    version: u64,
+    mdt: MdtName,
+}
+
 impl Pipeline {
-    /// A pipeline over a follower. `started` is the clock that policies see.
+    /// A pipeline over a follower, with policies of its own. `started` is the clock that they see.
     pub fn new(follower: Follower, chain: Chain, started: Instant) -> Self {
-        let low = follower.next_index().prev();
-        let (output, ready) = (ChainOutput::default(), VecDeque::new());
-        let generation = follower.generation();
-        Self { follower, chain, output, ready, low, generation, started }
+        Self::through(follower, Arc::new(Joint::new(chain, 1)), 0, started)
     }
 
-    /// The stream's policies.
-    pub fn chain(&mut self) -> &mut Chain {
-        &mut self.chain
+    /// A pipeline through policies that may be common to several, for the MDT with that number there.
+    pub fn through(follower: Follower, joint: Arc<Joint>, mdt: u32, started: Instant) -> Self {
+        let low = follower.next_index().prev();
+        let generation = follower.generation();
+        let (ready, refused) = (VecDeque::new(), None);
+        Self {
+            follower,
+            joint,
+            mdt,
+            dropped_before: 0,
+            renewal: None,
+            refused,
+            ready,
+            low,
+            generation,
+            started,
+        }
+    }
+
+    /// The same, going on through other policies whenever the stream does. `version` is that of the
+    /// present ones.
+    #[must_use]
+    pub fn keeping_up_with(
+        mut self,
+        policies: Arc<StreamPolicies>,
+        version: u64,
+        mdt: &MdtName,
+    ) -> Self {
+        self.renewal = Some(Renewal { policies, version, mdt: mdt.clone() });
+        self
+    }
+
+    /// Who is to be woken when another pipeline has brought something out for this one.
+    pub fn set_waker(&self, waker: &Waker) {
+        self.joint.set_waker(self.mdt, waker);
+    }
+
+    /// See [`Chain::clear_upto`].
+    pub fn clear_upto(
+        &self,
+        readers: &[(String, RecordIndex)],
+        proposed: RecordIndex,
+    ) -> RecordIndex {
+        self.joint.with(|chain| chain.clear_upto_of(self.mdt, readers, proposed))
+    }
+
+    /// What the stream's policies do.
+    pub fn figures(&self) -> Arc<ChainFigures> {
+        self.joint.figures()
     }
 
     /// Records that policies hold.
     pub fn held(&self) -> u64 {
-        self.chain.held()
+        self.joint.with(|chain| chain.held_of(self.mdt))
     }
 
     /// Records that policies dropped.
     pub fn dropped(&self) -> u64 {
-        self.chain.dropped()
+        self.dropped_before + self.joint.with(|chain| chain.dropped_of(self.mdt))
     }
 
     /// Everything up to here was returned in messages or dropped.
@@ -154,7 +220,7 @@ impl Pipeline {
 
     /// Whether [`Self::poll`] may have more than it said last; asked after the waker was armed.
     pub fn has_news(&self) -> bool {
-        !self.ready.is_empty() || self.follower.has_news()
+        !self.ready.is_empty() || self.joint.has_mail(self.mdt) || self.follower.has_news()
     }
 
     /// The reader thread is not to wait for us.
@@ -164,7 +230,7 @@ impl Pipeline {
 
     /// When policies want to be asked again.
     pub fn wake_at(&self) -> Option<Instant> {
-        self.chain.wake_at().map(|at| self.started + Duration::from_nanos(at.0))
+        self.joint.with(|chain| chain.wake_at()).map(|at| self.started + Duration::from_nanos(at.0))
     }
 
     fn now(&self) -> Nanos {
@@ -176,28 +242,44 @@ impl Pipeline {
     /// # Errors
     /// [`PipelineError`]; nothing is lost, it can be asked again.
     pub fn poll(&mut self) -> Result<Poll, PipelineError> {
+        self.renew();
         if let Some(message) = self.next_ready() {
             return Ok(Poll::Message(message));
         }
-        match self.follower.step()? {
+        if self.joint.has_mail(self.mdt) {
+            let taken = self.joint.collect(self.mdt);
+            self.note(taken);
+            return Ok(self.next_ready().map_or(Poll::Moved, Poll::Message));
+        }
+        let step = match self.refused.take() {
+            Some(step) => step,
+            None => self.follower.step()?,
+        };
+        match step {
             Step::Records(batch) => {
-                if self.chain.is_identity() {
+                if self.joint.is_identity() {
                     self.low = batch.last();
-                    return Ok(Poll::Message(self.whole(batch, self.low)));
+                    return Ok(Poll::Message(self.whole(batch)));
                 }
-                let (read_at, now) = (batch.read_at(), self.now());
-                self.chain.push(&batch, now)?;
-                self.pull(false, read_at)?;
+                if let Err(error) = self.run(Some(&batch), false, batch.read_at()) {
+                    // One that they took is theirs, whatever became of them.
+                    let taken = self.joint.with(|chain| chain.last_of(self.mdt)) >= batch.last();
+                    self.refused = (!taken).then_some(Step::Records(batch));
+                    return Err(error);
+                }
                 Ok(self.next_ready().map_or(Poll::Moved, Poll::Message))
             }
             Step::Gap(gap) => {
                 // What is held belongs to the history before.
-                self.flush()?;
+                if let Err(error) = self.flush() {
+                    self.refused = Some(Step::Gap(gap));
+                    return Err(error);
+                }
                 self.generation = gap.generation;
                 self.ready.push_back(gap_message(gap, self.low));
                 if gap.rewinds {
                     self.low = self.low.min(gap.first.prev());
-                    self.chain.rewind(gap.first);
+                    self.joint.with(|chain| chain.rewind_of(self.mdt, gap.first));
                 } else {
                     self.low = self.low.max(gap.last);
                 }
@@ -219,10 +301,7 @@ impl Pipeline {
     /// # Errors
     /// If a policy fails and the configuration says to stop.
     pub fn flush(&mut self) -> Result<(), PipelineError> {
-        if !self.chain.is_identity() {
-            self.pull(true, Instant::now())?;
-        }
-        Ok(())
+        if self.joint.is_identity() { Ok(()) } else { self.run(None, true, Instant::now()) }
     }
 
     /// A message that is ready, without reading any further.
@@ -230,74 +309,73 @@ impl Pipeline {
         self.ready.pop_front()
     }
 
-    fn pull_if_due(&mut self) -> Result<(), PipelineError> {
-        let due = self.chain.wake_at().is_some_and(|at| at <= self.now());
-        if due { self.pull(false, Instant::now()) } else { Ok(()) }
-    }
-
-    fn pull(&mut self, flush: bool, read_at: Instant) -> Result<(), PipelineError> {
-        let now = self.now();
-        self.chain.pull(now, flush, &mut self.output)?;
-        let before = self.low;
-        self.low = self.chain.low().max(before);
-        let first = self.ready.len();
-        let bytes = std::mem::take(&mut self.output.bytes);
-        let bytes = Arc::new(bytes);
-        for part in &self.output.parts {
-            match part {
-                Part::Whole { batch, .. } => {
-                    let message = self.whole(Arc::clone(batch), before);
-                    self.ready.push_back(message);
-                }
-                Part::Packed { records, bytes: range, .. } => {
-                    let all = range.len() == bytes.len();
-                    let body = match bytes.get(range.clone()) {
-                        _ if all => Arc::clone(&bytes),
-                        part => Arc::new(part.unwrap_or_default().to_vec()),
-                    };
-                    let records = self.output.records.get(records.clone()).unwrap_or_default();
-                    let mut header = Header::for_body(Kind::Records, &body);
-                    header.low = before;
-                    header.first = records.iter().map(|r| r.index).min().unwrap_or(before);
-                    header.last = records.iter().map(|r| r.index).max().unwrap_or(before);
-                    header.count = u32::try_from(records.len()).unwrap_or(u32::MAX);
-                    header.generation = self.generation();
-                    let routed = records.iter().any(|r| r.route != 0);
-                    let routes = records.iter().filter(|_| routed).map(|r| r.route).collect();
-                    self.ready.push_back(Outgoing {
-                        header,
-                        body: Body::Bytes(body),
-                        routes,
-                        read_at,
-                    });
-                }
-            }
-        }
-        // Only the last message completes what this pull settled.
-        let low = self.low;
-        if let Some(last) = self.ready.iter_mut().skip(first).next_back() {
-            last.header.low = low;
-        }
+    /// Goes on through other policies, from exactly where it is: what the old ones hold goes into the
+    /// new ones, in order. If that fails, all is as it was.
+    ///
+    /// # Errors
+    /// If one of the new policies fails and the configuration says to stop.
+    pub fn replace(&mut self, joint: &Arc<Joint>, mdt: u32) -> Result<(), PolicyError> {
+        let (left, held, dropped) = self.joint.leave(self.mdt);
+        self.note(left);
+        let taken = joint.adopt(mdt, &held, self.now())?;
+        (self.joint, self.mdt) = (Arc::clone(joint), mdt);
+        self.dropped_before += dropped;
+        self.note(taken);
         Ok(())
     }
 
-    fn whole(&self, batch: Arc<Batch>, low: RecordIndex) -> Outgoing {
-        let header = Header {
-            kind: Kind::Records,
-            flags: Flags::default(),
-            epoch: 0,
-            sequence: 0,
-            low,
-            first: batch.first(),
-            last: batch.last(),
-            count: u32::try_from(batch.len()).unwrap_or(u32::MAX),
-            body_bytes: u32::try_from(batch.bytes().len()).unwrap_or(u32::MAX),
-            lane: 0,
-            generation: self.generation(),
-            body_crc: batch.crc(),
-        };
-        let read_at = batch.read_at();
-        Outgoing { header, body: Body::Batch(batch), routes: Vec::new(), read_at }
+    fn renew(&mut self) {
+        let Some(mut renewal) = self.renewal.take() else { return };
+        if renewal.policies.version() != renewal.version {
+            let made = renewal.policies.joint_for(&renewal.mdt);
+            let renewed = made.and_then(|(joint, version)| {
+                renewal.version = version;
+                self.replace(&joint, 0)
+            });
+            if let Err(error) = renewed {
+                renewal.version = renewal.policies.version(); // said once
+                warn!(mdt = %renewal.mdt, stream = renewal.policies.stream(),
+                    error = chain(&error), "what reads the past goes on through the old policies");
+            }
+        }
+        self.renewal = Some(renewal);
+    }
+
+    fn pull_if_due(&mut self) -> Result<(), PipelineError> {
+        let due = self.joint.with(|chain| chain.wake_at()).is_some_and(|at| at <= self.now());
+        if due { self.run(None, false, Instant::now()) } else { Ok(()) }
+    }
+
+    /// Hands a batch to the policies, if there is one, and takes out what is ready.
+    fn run(
+        &mut self,
+        batch: Option<&Arc<Batch>>,
+        flush: bool,
+        read_at: Instant,
+    ) -> Result<(), PipelineError> {
+        let taken = self.joint.run(self.mdt, batch, self.now(), flush, read_at)?;
+        self.note(taken);
+        Ok(())
+    }
+
+    fn note(&mut self, taken: Taken) {
+        let before = self.low;
+        self.low = taken.low.max(before);
+        let n_new = taken.messages.len();
+        for (nth, mut message) in taken.messages.into_iter().enumerate() {
+            // Only the last message completes what was settled.
+            message.header.low = if nth + 1 == n_new { self.low } else { before };
+            message.header.generation = self.generation;
+            self.ready.push_back(message);
+        }
+    }
+
+    /// A batch that no policy sees.
+    fn whole(&self, batch: Arc<Batch>) -> Outgoing {
+        let mut message = joint::whole(batch);
+        message.header.low = self.low;
+        message.header.generation = self.generation;
+        message
     }
 }
 
@@ -309,13 +387,4 @@ fn gap_message(gap: Gap, low: RecordIndex) -> Outgoing {
     header.low = if gap.rewinds { low.min(gap.first.prev()) } else { low.max(gap.last) };
     let body = Body::Bytes(Arc::new(Vec::new()));
     Outgoing { header, body, routes: Vec::new(), read_at: Instant::now() }
-}
-
-/// Builds a stream's policies for one MDT, anew for each worker and catch-up.
-pub trait ChainFactory: Send + Sync {
-    /// A fresh chain.
-    ///
-    /// # Errors
-    /// If a module refuses to be created.
-    fn make(&self, mdt: &MdtName) -> Result<Chain, PolicyError>;
 }

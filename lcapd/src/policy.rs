@@ -9,6 +9,7 @@
 
 mod chain;
 mod config;
+mod figures;
 mod inspect;
 mod loader;
 mod output;
@@ -19,7 +20,6 @@ use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::ptr;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -29,8 +29,9 @@ use lcap_ffi::{MdtName, RecordIndex};
 use serde_json::Value;
 use tracing::{debug, error, info, warn};
 
-pub use chain::{Chain, Held, ModuleState, ModuleStats};
+pub use chain::{Chain, Held, HeldBatch, ModuleState, ModuleStats};
 pub use config::{OnError, PolicyConfig};
+pub use figures::{CallWatch, ChainFigures, FiguresSlot, Noticed};
 pub use inspect::{Inspection, inspect};
 pub use loader::Loader;
 pub use output::{ChainOutput, OutRecord, Part};
@@ -195,7 +196,8 @@ unsafe impl Sync for Module {}
 
 impl Module {
     /// Loads `opened_as`, which is the file `path`, and checks its table.
-    fn open(opened_as: &Path, path: PathBuf) -> Result<Self, PolicyError> {
+    fn open(opened_as: &Path, path: &Path) -> Result<Self, PolicyError> {
+        let path = path.to_owned();
         // SAFETY: running a library's initialisers is what loading a module means; the loader has
         // checked that only root or the daemon's user can have written it.
         let library = unsafe { libloading::Library::new(opened_as) }
@@ -288,7 +290,7 @@ impl Module {
         &self.version
     }
 
-    /// One instance serves all MDTs of a stream.
+    /// It has a say in clearing.
     pub fn has_clear(&self) -> bool {
         self.ops.clear.is_some()
     }
@@ -339,35 +341,6 @@ unsafe fn text(from: *const c_char) -> Option<String> {
     }
     // SAFETY: not null; the caller's promise.
     Some(unsafe { CStr::from_ptr(from) }.to_string_lossy().into_owned())
-}
-
-/// Tells from another thread which call a chain is in, and since when.
-///
-/// A module that never returns cannot be interrupted; it can only be noticed.
-#[derive(Debug, Default)]
-pub struct CallWatch {
-    /// 0: in no call; else the place in the chain plus one.
-    stage: AtomicU64,
-    /// `now` of the call.
-    since: AtomicU64,
-}
-
-impl CallWatch {
-    /// The place in the chain of the module that is being called, and the `now` of that call.
-    pub fn current(&self) -> Option<(usize, Nanos)> {
-        let stage = self.stage.load(Ordering::Acquire);
-        let since = Nanos(self.since.load(Ordering::Acquire));
-        Some((usize::try_from(stage.checked_sub(1)?).ok()?, since))
-    }
-
-    fn enter(&self, stage: usize, now: Nanos) {
-        self.since.store(now.0, Ordering::Release);
-        self.stage.store(stage as u64 + 1, Ordering::Release);
-    }
-
-    fn leave(&self) {
-        self.stage.store(0, Ordering::Release);
-    }
 }
 
 /// Which tokens a decision is on.
@@ -444,7 +417,7 @@ struct Instance {
     n_used: usize,
     records: Vec<PolicyRecord>,
     stage: usize,
-    watch: Arc<CallWatch>,
+    figures: Arc<ChainFigures>,
     busy_ns: u64,
     n_calls: u64,
 }
@@ -460,7 +433,7 @@ impl Instance {
         config: &PolicyConfig,
         mdts: &[MdtName],
         stage: usize,
-        watch: &Arc<CallWatch>,
+        figures: &Arc<ChainFigures>,
     ) -> Result<Self, PolicyError> {
         module.check_options(config)?;
         let failed = |reason: String| PolicyError::Create { module: module.name.clone(), reason };
@@ -490,7 +463,7 @@ impl Instance {
             n_used: 0,
             records: Vec::new(),
             stage,
-            watch: Arc::clone(watch),
+            figures: Arc::clone(figures),
             busy_ns: 0,
             n_calls: 0,
         };
@@ -517,13 +490,13 @@ impl Instance {
     }
 
     /// Runs one call into the module.
-    fn timed<T>(&mut self, now: Nanos, call: impl FnOnce(&mut Self) -> T) -> T {
-        self.watch.enter(self.stage, now);
+    fn timed<T>(&mut self, call: impl FnOnce(&mut Self) -> T) -> T {
         let started = Instant::now();
+        self.figures.watch.enter(self.stage, started);
         let answer = call(self);
         self.busy_ns += u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
         self.n_calls += 1;
-        self.watch.leave();
+        self.figures.watch.leave();
         answer
     }
 
@@ -545,7 +518,7 @@ impl Instance {
     /// Hands the records over.
     fn enqueue(&mut self, now: Nanos) -> Result<(), Fault> {
         let Some(enqueue) = self.module.ops.enqueue else { return Ok(()) };
-        let rc = self.timed(now, |this| {
+        let rc = self.timed(|this| {
             let records = &this.records;
             // SAFETY: a live instance, used by this thread only (`&mut self`); the array is valid
             // during the call, and the caller of `add_record` keeps the records in place.
@@ -566,7 +539,7 @@ impl Instance {
         let max = self.out.len();
         let flags = if flush { abi::FLUSH } else { 0 };
         *wake = u64::MAX;
-        let code = self.timed(now, |this| {
+        let code = self.timed(|this| {
             // SAFETY: a live instance, used by this thread only; `out` has room for `max` entries.
             unsafe { dequeue(this.state, now.0, flags, this.out.as_mut_ptr(), max, wake) }
         });
@@ -632,7 +605,7 @@ impl Instance {
             .map(|(name, (_, mark))| PolicyReader { name: name.as_ptr(), watermark: mark.get() })
             .collect();
         let mut upto = proposed.get();
-        let code = self.timed(Nanos(0), |this| {
+        let code = self.timed(|this| {
             // SAFETY: a live instance, used by this thread only; names and list live during the call.
             unsafe {
                 clear(this.state, mdt, list.as_ptr(), list.len(), proposed.get(), &raw mut upto)
@@ -648,8 +621,10 @@ impl Instance {
     fn stats(&mut self) -> Value {
         let Some(stats) = self.module.ops.stats else { return Value::Null };
         let mut json = vec![0_u8; MAX_STATS_BYTES];
-        // SAFETY: a live instance, used by this thread only (`&mut self`); `json` has `len` writable bytes.
-        let n = unsafe { stats(self.state, json.as_mut_ptr().cast(), json.len()) };
+        let n = self.timed(|this| {
+            // SAFETY: a live instance, used by this thread only; `json` has `len` writable bytes.
+            unsafe { stats(this.state, json.as_mut_ptr().cast(), json.len()) }
+        });
         let written = usize::try_from(n).ok().and_then(|n| json.get(..n));
         written.and_then(|json| serde_json::from_slice(json).ok()).unwrap_or(Value::Null)
     }

@@ -21,7 +21,9 @@ use crate::figures::{ServerStats, StreamFigures};
 use crate::health::StatusQuestions;
 use crate::log::{Gap, MdtLog};
 use crate::pipeline::Outgoing;
+use crate::policies::{ReloadRequest, Reloaded};
 use crate::reader::ReaderStats;
+use crate::sink::config::SinkConfig;
 use crate::store::Change;
 use crate::taps::Taps;
 use crate::wake::Waker;
@@ -59,6 +61,26 @@ pub enum Outcome {
         proposed: RecordIndex,
         /// The answer.
         upto: RecordIndex,
+    },
+    /// A stream has other policies.
+    PoliciesReplaced {
+        /// Number of the stream.
+        stream: usize,
+        /// They have a say in clearing.
+        clears: bool,
+    },
+    /// The answer to a request that took another thread some time.
+    Answer(Peer, Reply),
+    /// A sink's target has confirmed records.
+    SinkSettled {
+        /// Numbers of the stream and the MDT.
+        place: (usize, usize),
+        /// The sink.
+        sink: Arc<SinkConfig>,
+        /// Up to here.
+        upto: RecordIndex,
+        /// The history that `upto` belongs to.
+        generation: u16,
     },
     /// The reader thread found records gone, or a new history of the MDT.
     Gap {
@@ -149,6 +171,8 @@ pub struct Server {
     pub queue_limit_bytes: usize,
     /// Starts catch-up threads.
     pub catch_ups: Box<dyn CatchUps>,
+    /// Replaces policies.
+    pub reloads: Sender<ReloadRequest>,
     /// Sessions whose catch-up has something.
     pub ready: Receiver<u64>,
     /// The store's thread.
@@ -369,6 +393,15 @@ impl Server {
                 Outcome::PolicyAllows { stream, mdt, proposed, upto } => {
                     self.engine.policy_allows(stream, mdt, proposed, upto, now);
                 }
+                Outcome::PoliciesReplaced { stream, clears } => {
+                    self.engine.policies_replaced(stream, clears);
+                }
+                Outcome::Answer(peer, reply) => {
+                    self.send_control(&peer, &reply.encode());
+                }
+                Outcome::SinkSettled { place, sink, upto, generation } => {
+                    self.engine.sink_settled(place, &sink.reader, upto, generation);
+                }
                 Outcome::Gap { mdt, gap } => self.engine.note_gap(mdt, gap, now),
             }
         }
@@ -422,6 +455,9 @@ impl Server {
                 Effect::AskPolicy { stream, mdt, readers, offer, proposed } => {
                     self.ask_policy(stream, mdt, readers, offer, proposed);
                 }
+                Effect::ReloadPolicies { stream, peer, id } => {
+                    self.reload_policies(stream, &peer, id);
+                }
             }
         }
     }
@@ -447,6 +483,22 @@ impl Server {
             answer: answer.into(),
         });
         worker.waker.wake();
+    }
+
+    /// The answer comes back as an outcome: loading a module and waiting for workers takes time.
+    fn reload_policies(&self, stream: usize, peer: &Peer, id: Option<u64>) {
+        let (outcomes, waker, peer) =
+            (self.outcome_sender.clone(), self.waker.clone(), peer.clone());
+        let answer = move |_: &str, reloaded: Reloaded| {
+            let reply = match reloaded {
+                Ok(reply) => Reply::ok(id, &reply),
+                Err(problem) => Reply::error(id, libc::EINVAL, problem),
+            };
+            let _ = outcomes.send(Outcome::Answer(peer.clone(), reply));
+            waker.wake();
+        };
+        let request = ReloadRequest { stream: Some(stream), answer: Box::new(answer) };
+        let _ = self.reloads.send(request); // fails only when lcapd stops
     }
 
     fn serve_catch_ups(

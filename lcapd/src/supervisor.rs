@@ -4,18 +4,19 @@
 //! its last commit, then publishers, the store and the clearers.
 #![forbid(unsafe_code)]
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context as _, Result};
-use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use anyhow::{Context as _, Result, anyhow};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 use lcap_ffi::{MdtName, RecordIndex};
 use lcap_wire::control::Delivery;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::catch_up::{CatchUp, Handle, LiveWorker, Notify};
 use crate::clearer::Clearer;
@@ -29,10 +30,12 @@ use crate::http::Http;
 use crate::log::MdtLog;
 use crate::metrics::Metrics;
 use crate::pipeline::Pipeline;
-use crate::policy::{Chain, Loader, Module, PolicyConfig, PolicyError};
+use crate::policies::{Keeper, ReloadRequest, StreamPolicies, in_stream};
+use crate::policy::{Loader, PolicyError};
 use crate::publisher::{self, Publisher, Topic};
 use crate::reader::{Reader, ReaderStats, chain};
 use crate::server::{self, CatchUps, MdtEnd, Outcome, Server, WorkerEnd};
+use crate::sink::{self, Sink};
 use crate::source::Upstream;
 use crate::store::{Change, Store};
 use crate::taps::Taps;
@@ -76,29 +79,13 @@ struct MdtParts {
     log: Arc<MdtLog>,
 }
 
-/// The modules of one stream, loaded once.
-#[derive(Clone, Debug)]
-struct Modules(Vec<(Arc<Module>, PolicyConfig)>);
-
-impl Modules {
-    fn load(loader: &Loader, stream: &Stream) -> Result<Self, PolicyError> {
-        let load = |config: &PolicyConfig| Ok((loader.load(&config.module)?, config.clone()));
-        stream.policies.iter().map(load).collect::<Result<_, _>>().map(Self)
-    }
-
-    fn chain(&self, mdt: &MdtName) -> Result<Chain, PolicyError> {
-        Chain::new(&self.0, mdt)
-    }
-
-    fn have_a_say_in_clearing(&self) -> bool {
-        self.0.iter().any(|(module, _)| module.has_clear())
-    }
-}
-
 /// A running daemon.
 #[derive(Debug)]
 pub struct Daemon {
     threads: Vec<Stage>,
+    reloads: Sender<ReloadRequest>,
+    /// Threads that run policies are waited for no longer than this.
+    patience: Duration,
     epoch: u64,
     endpoints: Vec<String>,
     metrics: Metrics,
@@ -110,27 +97,50 @@ struct Stage {
     stop: Arc<AtomicBool>,
     wakers: Vec<Waker>,
     handles: Vec<JoinHandle<()>>,
+    /// Each thread has a sender; when all of them are over, the channel is closed.
+    alive: Sender<Infallible>,
+    ended: Receiver<Infallible>,
 }
 
 impl Stage {
     fn new() -> Self {
-        Self { stop: Arc::default(), wakers: Vec::new(), handles: Vec::new() }
+        let (alive, ended) = bounded(0);
+        Self { stop: Arc::default(), wakers: Vec::new(), handles: Vec::new(), alive, ended }
     }
 
     /// Linux shows 15 bytes of a thread's name.
     fn spawn(&mut self, name: &str, body: impl FnOnce() + Send + 'static) -> Result<()> {
-        let thread = thread::Builder::new().name(name.to_owned()).spawn(body);
+        let alive = self.alive.clone();
+        let thread = thread::Builder::new().name(name.to_owned()).spawn(move || {
+            body();
+            drop(alive);
+        });
         self.handles.push(thread.with_context(|| format!("cannot start thread {name}"))?);
         Ok(())
     }
 
-    fn stop(self) {
+    /// Stops and waits, but not for longer than `patience`: nobody can end a thread that is in foreign
+    /// code. What it was about to send is not settled.
+    fn stop(self, patience: Option<Duration>) {
         self.stop.store(true, Ordering::Relaxed);
         for waker in &self.wakers {
             waker.wake();
         }
+        drop(self.alive);
+        let late = match patience {
+            Some(patience) => self.ended.recv_timeout(patience) == Err(RecvTimeoutError::Timeout),
+            None => false,
+        };
         for handle in self.handles {
             let name = handle.thread().name().unwrap_or_default().to_owned();
+            if late && !handle.is_finished() {
+                error!(
+                    thread = name,
+                    "thread does not end, probably a policy module that does \
+                    not return; stopping without it"
+                );
+                continue;
+            }
             if handle.join().is_err() {
                 warn!(thread = name, "thread had panicked");
             }
@@ -146,13 +156,16 @@ impl Stage {
 pub fn check(config: &Config) -> Result<()> {
     let loader = Loader::standard(&config.server.policy_path);
     for stream in &config.streams {
-        let modules =
-            Modules::load(&loader, stream).with_context(|| format!("stream {}", stream.name))?;
-        for mdt in &config.mdts {
-            modules.chain(&mdt.name).with_context(|| format!("stream {}", stream.name))?;
-        }
+        let in_place = |error: PolicyError| anyhow!(in_stream(&config.path, &stream.name, &error));
+        policies(config, &loader, stream)?.joints().map_err(in_place)?;
     }
     Ok(())
+}
+
+fn policies(config: &Config, loader: &Loader, stream: &Stream) -> Result<StreamPolicies> {
+    let mdts = config.mdts.iter().map(|mdt| mdt.name.clone());
+    StreamPolicies::new(loader, stream, mdts)
+        .map_err(|error| anyhow!(in_stream(&config.path, &stream.name, &error)))
 }
 
 fn bind(socket: &zmq::Socket, endpoint: &str, what: &str) -> Result<String> {
@@ -174,10 +187,10 @@ impl Daemon {
         let n_queues = config.streams.iter().filter(|s| s.delivery == Delivery::Queue).count();
         let budget = Budget::new(config.server.memory_limit_bytes, config.mdts.len(), n_queues);
         let loader = Loader::standard(&config.server.policy_path);
-        let modules: Vec<Modules> = config
+        let policies: Vec<Arc<StreamPolicies>> = config
             .streams
             .iter()
-            .map(|stream| Modules::load(&loader, stream).with_context(|| stream.name.clone()))
+            .map(|stream| policies(config, &loader, stream).map(Arc::new))
             .collect::<Result<_>>()?;
         let (store, saved) = Store::open(&config.server.state_dir)?;
 
@@ -191,7 +204,7 @@ impl Daemon {
         let mut routers = vec![control];
         let mut publishers = Vec::new();
         let mut setups = Vec::new();
-        for (stream, modules) in config.streams.iter().zip(&modules) {
+        for (stream, policies) in config.streams.iter().zip(&policies) {
             let what = format!("stream {}", stream.name);
             let publish = if stream.delivery == Delivery::Queue {
                 let socket = server::router(&context, 1000)?;
@@ -210,7 +223,7 @@ impl Daemon {
                 delivery: stream.delivery,
                 publish,
                 lanes: stream.lanes,
-                policy_clears: modules.have_a_say_in_clearing(),
+                policy_clears: policies.modules().have_a_say_in_clearing(),
                 max_idle: stream.max_idle,
                 max_lag: stream.max_lag,
             });
@@ -230,7 +243,12 @@ impl Daemon {
                 keep_alive: config.server.clear_keep_alive,
             },
         };
-        let engine = Engine::new(settings, mdt_setups.collect(), setups, &saved);
+        let mut engine = Engine::new(settings, mdt_setups.collect(), setups, &saved);
+        for stream in 0..config.streams.len() {
+            let sinks = config.sinks.iter().filter(|sink| sink.stream == stream);
+            let names: Vec<String> = sinks.map(|sink| sink.reader.clone()).collect();
+            engine.adopt_sinks(stream, &names, Duration::ZERO);
+        }
 
         let (mut intake, mut core, mut outlet) = (Stage::new(), Stage::new(), Stage::new());
         let engine_waker = Waker::new()?;
@@ -291,7 +309,7 @@ impl Daemon {
         let taps: Vec<Taps> = config.streams.iter().map(|_| Taps::default()).collect();
         let mut publishers = publishers.into_iter();
         let (mut workers, mut live) = (Vec::new(), Vec::new());
-        for (stream_at, (stream, modules)) in config.streams.iter().zip(&modules).enumerate() {
+        for (stream_at, (stream, policies)) in config.streams.iter().zip(&policies).enumerate() {
             let publisher = match stream.delivery {
                 Delivery::Broadcast => {
                     let socket = publishers.next().context("a socket per broadcast stream")?;
@@ -308,14 +326,18 @@ impl Daemon {
                 Delivery::Queue => None,
             };
             let (mut ends, mut lives) = (Vec::new(), Vec::new());
-            for (at, mdt) in mdts.iter().enumerate() {
+            let joints = policies
+                .joints()
+                .map_err(|error| anyhow!(in_stream(&config.path, &stream.name, &error)))?;
+            for (at, (mdt, (joint, number))) in mdts.iter().zip(joints).enumerate() {
                 let waker = Waker::new()?;
                 let from = engine.start_of(stream_at, at);
                 let continues = from > RecordIndex::new(1);
                 let follower = follower(mdt, from, continues, budget, &waker);
-                let pipeline = Pipeline::new(follower, modules.chain(&mdt.name)?, started);
+                let pipeline = Pipeline::through(follower, joint, number, started);
                 let (command, commands) = unbounded();
                 let progress = Arc::new(Progress::default());
+                engine.watch_policies(stream_at, at, &progress.policies);
                 let (output, inputs) = match &publisher {
                     Some((messages, waker)) => {
                         let (messages, waker) = (messages.clone(), waker.clone());
@@ -355,10 +377,49 @@ impl Daemon {
             live.push(lives);
         }
 
+        let (reloads, reloads_in) = unbounded();
+        let keeper = Keeper {
+            file: config.path.clone(),
+            streams: policies.clone(),
+            live: live.clone(),
+            limit: config.server.policy_timeout,
+            requests: reloads_in,
+            outcomes: outcomes.clone(),
+            waker: engine_waker.clone(),
+        };
+        policies.iter().for_each(|policies| policies.register(&metrics));
+        outlet.spawn("policies", move || keeper.run())?;
+        let owner = if config.sinks.is_empty() { None } else { Some(state_owner(config)?) };
+        for (sink, owner) in config.sinks.iter().zip(owner.iter().cycle()) {
+            for (at, mdt) in mdts.iter().enumerate() {
+                let waker = Waker::new()?;
+                let from = engine.sink_watermark(sink.stream, at, &sink.reader).next();
+                let follower = follower(mdt, from, from > RecordIndex::new(1), budget, &waker);
+                let policies = Arc::clone(&policies[sink.stream]);
+                let (joint, version) = policies.joint_for(&mdt.name)?;
+                let parts = sink::Parts {
+                    place: (sink.stream, at),
+                    mdt: mdt.name.clone(),
+                    pipeline: Pipeline::through(follower, joint, 0, started)
+                        .keeping_up_with(policies, version, &mdt.name),
+                    owner: owner.clone(),
+                    state: None,
+                    stats: Arc::default(),
+                    outcomes: outcomes.clone(),
+                    engine: engine_waker.clone(),
+                    waker: waker.clone(),
+                    stop: Arc::clone(&intake.stop),
+                };
+                let mut sink = Sink::new(sink, parts);
+                intake.wakers.push(waker);
+                intake.spawn(&format!("sink-{}", mdt.name), move || sink.run())?;
+            }
+        }
+
         let (ready, ready_in) = unbounded();
         let catch_ups = CatchUpThreads {
             mdts,
-            modules,
+            policies,
             live,
             budget,
             started,
@@ -387,6 +448,7 @@ impl Daemon {
             epoch,
             queue_limit_bytes: budget.queue_bytes,
             catch_ups: Box::new(catch_ups),
+            reloads: reloads.clone(),
             ready: ready_in,
             commits,
             outcomes: outcomes_in,
@@ -407,7 +469,9 @@ impl Daemon {
             http = http.map_or_else(|| "-".to_owned(), |address| address.to_string()),
             "lcapd is ready"
         );
-        Ok(Self { threads: vec![intake, core, outlet], epoch, endpoints, metrics })
+        let patience = config.server.policy_timeout;
+        let threads = vec![intake, core, outlet];
+        Ok(Self { threads, reloads, patience, epoch, endpoints, metrics })
     }
 
     /// One life of lcapd.
@@ -420,6 +484,12 @@ impl Daemon {
         &self.endpoints
     }
 
+    /// Reads the policies of all streams again. What comes of it is in the log.
+    pub fn reload(&self) {
+        let request = ReloadRequest { stream: None, answer: Box::new(|_, _| {}) };
+        let _ = self.reloads.send(request);
+    }
+
     /// Where its figures are registered.
     pub fn metrics(&self) -> &Metrics {
         &self.metrics
@@ -427,8 +497,10 @@ impl Daemon {
 
     /// Stops everything and waits for it.
     pub fn stop(self) {
-        for stage in self.threads {
-            stage.stop();
+        drop(self.reloads); // the last but the engine's
+        for (nth, stage) in self.threads.into_iter().enumerate() {
+            // Policies run in the first.
+            stage.stop((nth == 0).then_some(self.patience));
         }
         info!("lcapd has stopped");
     }
@@ -512,7 +584,7 @@ fn start_store(
 /// Starts a thread for each client that reads the past.
 struct CatchUpThreads {
     mdts: Vec<MdtParts>,
-    modules: Vec<Modules>,
+    policies: Vec<Arc<StreamPolicies>>,
     live: Vec<Vec<LiveWorker>>,
     budget: Budget,
     started: Instant,
@@ -530,9 +602,14 @@ impl CatchUps for CatchUpThreads {
         }
         let parts = &self.mdts[mdt];
         let waker = Waker::new().map_err(|error| error.to_string())?;
-        let chain = self.modules[stream].chain(&parts.name).map_err(|error| chain(&error))?;
+        let policies = Arc::clone(&self.policies[stream]);
+        let (joint, version) = policies.joint_for(&parts.name).map_err(|error| chain(&error))?;
         let follower = follower(parts, from, continues, self.budget, &waker);
-        let mut pipeline = Pipeline::new(follower, chain, self.started);
+        let mut pipeline = Pipeline::through(follower, joint, 0, self.started).keeping_up_with(
+            policies,
+            version,
+            &parts.name,
+        );
         if !follow {
             pipeline.want_end();
         }
@@ -548,6 +625,12 @@ impl CatchUps for CatchUpThreads {
         });
         spawned.map(|_| handle).map_err(|error| format!("cannot start a thread: {error}"))
     }
+}
+
+/// Who this lcapd is for other writers of its sinks.
+fn state_owner(config: &Config) -> Result<String> {
+    let dir = &config.server.state_dir;
+    sink::owner(dir).with_context(|| format!("state in {}", dir.display()))
 }
 
 /// Distinct for each life of lcapd, growing: the time of its start in microseconds.

@@ -14,7 +14,8 @@ use tracing::{error, warn};
 use crate::engine::position::Sent;
 use crate::engine::queue::QueueBatch;
 use crate::follower::sleep_on;
-use crate::pipeline::{Outgoing, Pipeline, PipelineError, Poll};
+use crate::pipeline::{Joint, Outgoing, Pipeline, PipelineError, Poll};
+use crate::policy::FiguresSlot;
 use crate::reader::chain;
 use crate::source::WaitFor;
 use crate::taps::{TapId, Taps, filtered};
@@ -44,6 +45,8 @@ pub struct Progress {
     pub generation: AtomicU16,
     /// A policy stopped it.
     pub stopped: AtomicBool,
+    /// What its policies do.
+    pub policies: Arc<FiguresSlot>,
 }
 
 impl Progress {
@@ -95,6 +98,15 @@ pub enum Command {
         proposed: RecordIndex,
         /// Takes the answer.
         answer: Answer,
+    },
+    /// Go on through other policies.
+    Replace {
+        /// The policies.
+        joint: Arc<Joint>,
+        /// Number of the MDT there.
+        mdt: u32,
+        /// Done, or why the old ones are still at work.
+        done: Sender<Result<(), String>>,
     },
 }
 
@@ -241,6 +253,8 @@ impl Worker {
 
     /// Says where it begins; to be called once, before the first [`Self::step`].
     pub fn begin(&mut self) {
+        self.pipeline.set_waker(&self.waker);
+        self.progress.policies.set(self.pipeline.figures());
         self.progress.begin(self.pipeline.low());
         self.progress.generation.store(self.pipeline.generation(), Ordering::Release);
         self.progress.note(&self.pipeline);
@@ -270,7 +284,7 @@ impl Worker {
             }
             Err(error @ PipelineError::Policy(_)) => {
                 error!(mdt = %self.mdt, stream = self.stream, error = chain(&error),
-                    "a policy failed; the stream stands still until lcapd is restarted");
+                    "a policy failed; the stream stands still until it gets other policies: `lcap policy reload`");
                 self.progress.stopped.store(true, Ordering::Relaxed);
                 (Some(WaitFor::Never), false)
             }
@@ -305,7 +319,17 @@ impl Worker {
                     waker.wake();
                 }
                 Ok(Command::ClearUpto { readers, proposed, answer }) => {
-                    (answer.0)(self.pipeline.chain().clear_upto(&readers, proposed));
+                    (answer.0)(self.pipeline.clear_upto(&readers, proposed));
+                }
+                Ok(Command::Replace { joint, mdt, done }) => {
+                    let replaced = self.pipeline.replace(&joint, mdt);
+                    if replaced.is_ok() {
+                        self.pipeline.set_waker(&self.waker);
+                        self.progress.policies.set(self.pipeline.figures());
+                        self.progress.stopped.store(false, Ordering::Relaxed);
+                    }
+                    // What came out is sent before `low` is told: `poll` has it next.
+                    let _ = done.send(replaced.map_err(|error| chain(&error)));
                 }
                 Err(TryRecvError::Empty) => return true,
                 Err(TryRecvError::Disconnected) => return false,

@@ -223,8 +223,8 @@ fn a_module_that_breaks_the_contract_is_bypassed_and_no_record_is_lost() {
             assert!(out.is_empty() && chain.low() == RecordIndex::ZERO, "{misdeed}");
         }
         assert!(chain.push(&batch(5..=6), Nanos(1)).is_err());
-        let held = chain.into_held();
-        let left: usize = held.batches.iter().map(|(_, batch)| batch.len()).sum();
+        let held = chain.held_records();
+        let left: usize = held.batches.iter().map(|held| held.batch.len()).sum();
         assert_eq!(left, want.len(), "{misdeed}");
     }
 }
@@ -291,7 +291,7 @@ fn wrong_tables_and_configurations_are_refused_at_load_with_a_reason() {
     let cases = [
         (toy(), "option `mode` is missing"),
         (toy().with("mode", 5), "option `mode`: expected string, got 5"),
-        (toy().with("mode", "x").with("colour", 1), "unknown option `colour`; known: mode"),
+        (toy().with("mode", "x").with("colour", 1), "unknown option `colour`; known: file, mode"),
         (toy().with("mode", "fail-create"), "the moon is not full"),
         (toy().with("mode", "fail-create-mutely"), "No space left on device"),
     ];
@@ -320,6 +320,11 @@ fn a_replaced_file_is_loaded_anew() {
     assert!(inspect(&path).unwrap().limits_clearing);
     compile("replaced", "tests/policies/toy.c", &["-DTOY_SIZE=72", "-DTOY_NO_CLEAR"]);
     assert!(!inspect(&path).unwrap().limits_clearing, "the new file");
+    // Written over in place, as `cp` does: what is loaded does not change under our feet.
+    let again = compile("again", "tests/policies/toy.c", &["-DTOY_FLAGS=LCAP_POLICY_SHARED"]);
+    std::fs::write(&path, std::fs::read(&again).unwrap()).unwrap();
+    assert!(load(&path).unwrap().is_shared(), "the newest file");
+    assert!(Arc::ptr_eq(&load(&path).unwrap(), &load(&path).unwrap()), "loaded once");
     // The old code is still mapped, and works.
     let config = PolicyConfig::of("toy").with("mode", "clear-less");
     let mut chain = Chain::new(&[(first, config)], &mdt()).unwrap();
@@ -366,15 +371,15 @@ fn what_a_chain_held_goes_on_in_its_successor() {
     old.push(&late, Nanos(1)).unwrap(); // not even looked at yet
     let low = old.low();
     assert_eq!(low.get(), 1);
-    let held = old.into_held();
+    let held = old.held_records();
     let left: Vec<u64> = held
         .batches
         .iter()
-        .flat_map(|(_, batch)| batch.records().map(|r| r.index().get()))
+        .flat_map(|held| held.batch.records().map(|r| r.index().get()))
         .collect();
     assert_eq!(left, [2, 4, 6, 7, 8], "settled ones are not seen again");
     assert!(
-        held.batches.iter().any(|(_, batch)| Arc::ptr_eq(batch, &late)),
+        held.batches.iter().any(|held| Arc::ptr_eq(&held.batch, &late)),
         "no copy of a whole batch"
     );
     let mut new = chain(&["pass"]);
@@ -458,7 +463,7 @@ fn figures_add_up() {
     assert_eq!((stats[0].dropped, stats[1].merged, stats[2].held), (6, 3, 3));
     assert_eq!(stats[0].own["calls"], 1);
     assert!(stats[0].busy_ns > 0 && stats[0].calls >= 2);
-    assert!(chain.watch().current().is_none(), "no call is under way");
+    assert!(chain.figures().watch.current().is_none(), "no call is under way");
 }
 
 #[test]
@@ -630,7 +635,7 @@ proptest! {
             }
             if what == 6 {
                 let (held, low) = (chain.held(), chain.low());
-                let handed_on = chain.into_held();
+                let handed_on = chain.held_records();
                 chain = self::chain(&modes);
                 chain.adopt(&handed_on, Nanos(now)).unwrap();
                 prop_assert_eq!((chain.held(), chain.low()), (held, low));

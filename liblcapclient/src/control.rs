@@ -4,8 +4,9 @@
 use std::time::{Duration, Instant};
 
 use lcap_wire::control::{
-    Clear, From, Hello, HelloReply, Op, ReaderDeregister, ReaderList, ReaderRegister, ReaderStatus,
-    Reply, Request, ServerMessage, Status, StatusRequest, parse_server_message,
+    Clear, From, Hello, HelloReply, Op, PolicyReload, PolicyReloadReply, ReaderDeregister,
+    ReaderList, ReaderRegister, ReaderStatus, Reply, Request, ServerMessage, Status, StatusRequest,
+    parse_server_message,
 };
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -120,6 +121,14 @@ impl Control {
     /// `ETIMEDOUT` without an answer.
     pub fn status(&mut self) -> Result<Status, ClientError> {
         self.call(Op::Status(StatusRequest {}))
+    }
+
+    /// Has a stream's policies read from the configuration again.
+    ///
+    /// # Errors
+    /// `EINVAL` if they cannot be used: the old ones are at work then.
+    pub fn reload_policies(&mut self, stream: &str) -> Result<PolicyReloadReply, ClientError> {
+        self.call(Op::PolicyReload(PolicyReload { stream: stream.to_owned() }))
     }
 
     /// The server that answered last.

@@ -5,4 +5,6 @@
 mod captures;
 mod commands;
 mod faults;
+mod policies;
 mod relay;
+mod sink;

@@ -420,7 +420,10 @@ impl Life {
                 }
                 Effect::Commit(changes) => self.commit = Some(changes),
                 Effect::Clear { mdt, upto } => self.clears[mdt].push_back(upto),
-                Effect::AskPolicy { .. } | Effect::OpenTap { .. } | Effect::CloseTap { .. } => {}
+                Effect::AskPolicy { .. }
+                | Effect::OpenTap { .. }
+                | Effect::CloseTap { .. }
+                | Effect::ReloadPolicies { .. } => {}
             }
         }
     }

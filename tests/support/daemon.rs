@@ -36,6 +36,7 @@ pub struct Setup {
     server: String,
     mdts: Vec<(String, String)>,
     streams: Vec<Stream>,
+    more: String,
 }
 
 impl Default for Setup {
@@ -54,7 +55,16 @@ impl Setup {
         let control = format!("ipc://{}/control", dir.path().display());
         let state_dir = dir.path().join("state");
         let server = String::new();
-        Self { dir, control, tcp: false, state_dir, server, mdts: Vec::new(), streams: Vec::new() }
+        Self {
+            dir,
+            control,
+            tcp: false,
+            state_dir,
+            server,
+            mdts: Vec::new(),
+            streams: Vec::new(),
+            more: String::new(),
+        }
     }
 
     /// On TCP ports that the kernel chooses now; they stay the same over restarts.
@@ -107,6 +117,14 @@ impl Setup {
         self.stream(name, "queue", more)
     }
 
+    /// Further text of the configuration file.
+    #[must_use]
+    pub fn more(mut self, text: &str) -> Self {
+        self.more.push_str(text);
+        self.more.push('\n');
+        self
+    }
+
     fn stream(mut self, name: &str, delivery: &'static str, more: &str) -> Self {
         let publish = if self.tcp {
             format!("tcp://127.0.0.1:{}", free_port())
@@ -149,6 +167,7 @@ impl Setup {
                 "[[stream]]\nname = \"{name}\"\ndelivery = \"{delivery}\"\npublish = \"{publish}\"\n{more}\n"
             );
         }
+        text.push_str(&self.more);
         text
     }
 

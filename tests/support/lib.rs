@@ -4,6 +4,7 @@
 //!   lcapd on a state directory of its own, to be killed and started again.
 //! * [`sim`]: engine, workers, catch-ups and clients in one thread, over a network and on a clock
 //!   that are made up: every schedule is decided by a seed.
+//! * [`redis`]: a real redis-server of a test's own.
 //! * [`campaign`]: real processes that are killed, stopped and cut off; [`proxy`] does the cutting.
 //!   They write a [`journal`], and [`check`] reads it.
 #![forbid(unsafe_code)]
@@ -14,6 +15,7 @@ pub mod daemon;
 pub mod journal;
 pub mod programs;
 pub mod proxy;
+pub mod redis;
 pub mod rng;
 #[path = "../sim/mod.rs"]
 pub mod sim;

@@ -31,8 +31,10 @@ fn build() {
     let Some(cargo) = std::env::var_os("CARGO") else { return };
     let dir = directory();
     let Some(target) = dir.parent() else { return };
-    let programs: [&[&str]; 2] = [
-        &["-p", "lcapd", "-p", "lcap", "-p", "lcap-policy-fifo"],
+    let programs: [&[&str]; 4] = [
+        &["-p", "lcapd", "-p", "lcap", "-p", "lcap-policy-fifo", "-p", "lcap-policy-filter"],
+        &["-p", "lcap-policy-window", "-p", "lcap-policy-group", "-p", "lcap-policy-compact"],
+        &["-p", "lcap-policy-sdk", "--example", "unruly"],
         &["-p", "lcap-tests", "--bin", "lcap-journal-client"],
     ];
     for what in programs {

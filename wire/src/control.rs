@@ -59,6 +59,8 @@ pub enum Op {
     ReaderList(ReaderList),
     #[serde(rename = "status")]
     Status(StatusRequest),
+    #[serde(rename = "policy.reload")]
+    PolicyReload(PolicyReload),
 }
 
 /// Asks who is there, and whether an MDT and a stream are served. Returns [`HelloReply`];
@@ -289,6 +291,38 @@ pub struct ReaderList {
     pub stream: Option<String>,
 }
 
+/// Reads a stream's policies from the configuration again, and goes on through them without losing,
+/// repeating or reordering a record. Returns [`PolicyReloadReply`]; `EINVAL` with the reason if they
+/// cannot be used: the old ones are at work then.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyReload {
+    /// The stream.
+    pub stream: String,
+}
+
+/// What a stream runs now.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyReloadReply {
+    /// The stream.
+    pub stream: String,
+    /// In the order of the chain.
+    pub modules: Vec<LoadedModule>,
+    /// MDTs that a module does not return for; they follow when it does.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub waiting: Vec<String>,
+}
+
+/// A policy module that was loaded.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LoadedModule {
+    /// Its name.
+    pub module: String,
+    /// Its version.
+    pub version: String,
+    /// Its file.
+    pub path: String,
+}
+
 /// Asks for [`Status`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StatusRequest {}
@@ -349,9 +383,49 @@ pub struct StreamStatus {
     /// Members of a queue stream.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub members: Vec<MemberStatus>,
+    /// Its policy modules.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub policies: Vec<PolicyStatus>,
     /// Sessions that are open now.
     #[serde(default)]
     pub sessions: u64,
+}
+
+/// One policy module of a stream on one MDT: `records_in = emitted + dropped + merged + held`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct PolicyStatus {
+    /// Its place in the chain, from 0.
+    pub nth: u32,
+    /// Its name.
+    pub module: String,
+    /// Its version.
+    pub version: String,
+    /// The MDT; none if it serves all of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mdt: Option<String>,
+    /// `active`, `bypassed` (it failed and is skipped), `failed` (and the stream with it), `stuck` (it
+    /// does not return from a call).
+    pub state: String,
+    /// What it did, if it is not active.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fault: Option<String>,
+    /// Records that it was given.
+    pub records_in: u64,
+    /// Records that it gave.
+    pub emitted: u64,
+    /// Records that it dropped.
+    pub dropped: u64,
+    /// Records that went into others of its making, less those.
+    pub merged: u64,
+    /// Records that it holds.
+    pub held: u64,
+    /// Time spent in it, in nanoseconds.
+    pub busy_ns: u64,
+    /// Calls into it.
+    pub calls: u64,
+    /// Its own figures.
+    #[serde(default, skip_serializing_if = "Value::is_null")]
+    pub own: Value,
 }
 
 /// One MDT in one stream.

@@ -101,12 +101,19 @@ fn push_text(out: &mut Vec<u8>, key: &str, key_b64: &str, bytes: &[u8]) {
     let _ = write!(out, "\"{}\"", BASE64.encode(bytes));
 }
 
-/// RFC 3339. A record that claims a second or more of nanoseconds gets them carried over.
 pub(crate) fn push_time(out: &mut Vec<u8>, seconds: u64, nanoseconds: u32) {
-    let time = UtcTime::from_seconds(seconds + u64::from(nanoseconds / NANOSECONDS));
     push_key(out, "time");
+    out.push(b'"');
+    write_time(out, seconds, nanoseconds);
+    out.push(b'"');
+}
+
+/// Appends a time as RFC 3339. A record that claims a second or more of nanoseconds gets them
+/// carried over.
+pub fn write_time(out: &mut Vec<u8>, seconds: u64, nanoseconds: u32) {
+    let time = UtcTime::from_seconds(seconds + u64::from(nanoseconds / NANOSECONDS));
+    push_dec_padded(out, u64::from(time.year), 4);
     let parts = [
-        (b'"', u64::from(time.year), 4),
         (b'-', u64::from(time.month), 2),
         (b'-', u64::from(time.day), 2),
         (b'T', u64::from(time.hour), 2),
@@ -118,7 +125,7 @@ pub(crate) fn push_time(out: &mut Vec<u8>, seconds: u64, nanoseconds: u32) {
         out.push(before);
         push_dec_padded(out, n, width);
     }
-    out.extend_from_slice(b"Z\"");
+    out.push(b'Z');
 }
 
 #[cfg(test)]

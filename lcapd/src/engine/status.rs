@@ -1,13 +1,16 @@
 //! What is shown to people: `lcap status`, `lcap reader list`.
 #![forbid(unsafe_code)]
 
+use std::sync::Arc;
+
 use lcap_wire::control::{
-    MdtStatus, MemberStatus, ReaderStatus, Status, StreamMdtStatus, StreamStatus,
+    MdtStatus, MemberStatus, PolicyStatus, ReaderStatus, Status, StreamMdtStatus, StreamStatus,
 };
 
 use super::queue::Queue;
 use super::retention::Now;
 use super::{Engine, Stream};
+use crate::policy::ChainFigures;
 
 impl Engine {
     /// The present state of everything.
@@ -48,6 +51,7 @@ impl Engine {
             mdts: per_mdt.collect(),
             readers: self.reader_status(at, stream, now).collect(),
             members: self.member_status(stream),
+            policies: self.policy_status(stream),
             sessions: self.sessions.values().filter(|s| s.stream == at).count() as u64,
         }
     }
@@ -83,6 +87,18 @@ impl Engine {
         })
     }
 
+    fn policy_status(&self, stream: &Stream) -> Vec<PolicyStatus> {
+        let mut chains: Vec<(Option<String>, Arc<ChainFigures>)> = Vec::new();
+        for (mdt, entry) in self.mdts.iter().zip(&stream.mdts) {
+            let figures = entry.policies.get();
+            match chains.iter_mut().find(|(_, known)| Arc::ptr_eq(known, &figures)) {
+                Some((name, _)) => *name = None, // one chain for all MDTs
+                None => chains.push((Some(mdt.setup.name.to_string()), figures)),
+            }
+        }
+        chains.into_iter().flat_map(|(mdt, figures)| modules_status(mdt, &figures)).collect()
+    }
+
     fn member_status(&self, stream: &Stream) -> Vec<MemberStatus> {
         let queues = self.mdts.iter().zip(&stream.mdts);
         let queues = queues.filter_map(|(mdt, entry)| Some((mdt, entry.queue.as_ref()?)));
@@ -95,6 +111,35 @@ impl Engine {
         });
         members.collect()
     }
+}
+
+/// One chain's modules.
+fn modules_status(mdt: Option<String>, figures: &ChainFigures) -> Vec<PolicyStatus> {
+    let stuck = figures.stuck();
+    let modules = figures.snapshot().into_iter().enumerate().map(|(nth, module)| {
+        let (mut state, mut fault) = (module.state.as_str(), module.fault);
+        if let Some((_, since)) = stuck.filter(|(at, _)| *at == nth) {
+            state = "stuck";
+            fault = Some(format!("it has not returned from a call for {} s", since.as_secs()));
+        }
+        PolicyStatus {
+            nth: u32::try_from(nth).unwrap_or(u32::MAX),
+            module: module.module,
+            version: module.version,
+            mdt: mdt.clone(),
+            state: state.to_owned(),
+            fault,
+            records_in: module.records_in,
+            emitted: module.emitted,
+            dropped: module.dropped,
+            merged: module.merged,
+            held: module.held,
+            busy_ns: module.busy_ns,
+            calls: module.calls,
+            own: module.own,
+        }
+    });
+    modules.collect()
 }
 
 fn mdt_status(mdt: &super::Mdt) -> MdtStatus {

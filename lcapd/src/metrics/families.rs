@@ -53,6 +53,17 @@ families! {
     Counter QUEUE_REDELIVERED = "lcap_queue_redelivered_records_total" ["stream", "mdt"] "Records sent again because a member was lost.";
     Gauge QUEUE_MEMBERS = "lcap_queue_members" ["stream"] "Members that are connected.";
 
+    Counter POLICY_IN = "lcap_policy_in_records_total" ["stream", "mdt", "place", "module"] "Records that the module was given.";
+    Counter POLICY_EMITTED = "lcap_policy_emitted_records_total" ["stream", "mdt", "place", "module"] "Records that the module gave.";
+    Counter POLICY_DROPPED = "lcap_policy_dropped_records_total" ["stream", "mdt", "place", "module"] "Records that the module dropped.";
+    Counter POLICY_MERGED = "lcap_policy_merged_records_total" ["stream", "mdt", "place", "module"] "Records that went into others of the module's making, less those.";
+    Gauge POLICY_HELD = "lcap_policy_held_records" ["stream", "mdt", "place", "module"] "Records that the module holds now.";
+    Counter POLICY_BUSY = "lcap_policy_busy_seconds_total" ["stream", "mdt", "place", "module"] "Time spent in the module.";
+    Gauge POLICY_FAILED = "lcap_policy_failed" ["stream", "mdt", "place", "module"] "1 if the module has failed and is skipped, or has stopped the stream.";
+    Gauge POLICY_STUCK = "lcap_policy_stuck" ["stream", "mdt", "place", "module"] "1 if the module has been in one call for longer than policy_timeout.";
+    Counter POLICY_LONG_CALLS = "lcap_policy_long_calls_total" ["stream"] "Calls into modules that took longer than policy_timeout.";
+    Counter POLICY_RELOADS = "lcap_policy_reloads_total" ["stream", "result"] "Times that the policies were replaced (done), or were to be and could not (refused).";
+
     Gauge READER_WATERMARK = "lcap_reader_watermark_index" ["stream", "reader", "mdt"] "Every index up to here is acknowledged by the reader.";
     Gauge READER_LAG_RECORDS = "lcap_reader_lag_records" ["stream", "reader", "mdt"] "Indexes read from the MDT that the reader has not acknowledged.";
     Gauge READER_LAG_SECONDS = "lcap_reader_lag_seconds" ["stream", "reader", "mdt"] "Age of the oldest record that the reader has not acknowledged.";

@@ -14,9 +14,10 @@ use lcap_ffi::{MdtName, RecordIndex};
 use serde::Serialize;
 use tracing::error;
 
+use super::figures::Counters;
 use super::output::{ChainOutput, Part};
 use super::window::Window;
-use super::{CallWatch, Fault, Instance, Module, Nanos, OnError, PolicyConfig, PolicyError};
+use super::{ChainFigures, Fault, Instance, Module, Nanos, OnError, PolicyConfig, PolicyError};
 use crate::batch::{Batch, index_of};
 
 /// A module that wants to be called again at once is called again after this time.
@@ -25,6 +26,8 @@ const MIN_WAKE_NS: u64 = 1_000_000;
 const PINNED_SLACK_BYTES: usize = 1 << 20;
 /// Beyond the slack: pinned bytes per byte of held records before they are copied together.
 const PINNED_FACTOR: usize = 4;
+/// Modules are asked for their own figures no more often than this.
+const OWN_EVERY_NS: u64 = 1_000_000_000;
 
 /// A chain of modules, for one MDT of a stream, or for all of them if a module is shared.
 #[derive(Debug)]
@@ -35,10 +38,10 @@ pub struct Chain {
     ready: Vec<Slot>,
     /// Nothing works any more: a module with `on_error = "stop"` failed.
     stopped: Option<(String, Fault)>,
-    watch: Arc<CallWatch>,
+    figures: Arc<ChainFigures>,
+    own_figures_at: Nanos,
     /// The latest `now`: modules never see it go back.
     now: Nanos,
-    dropped: u64,
     held_bytes: usize,
     pinned_bytes: usize,
 }
@@ -93,6 +96,7 @@ struct MdtLog {
     last: RecordIndex,
     /// As of the last pull.
     low: RecordIndex,
+    dropped: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -105,6 +109,8 @@ struct Source {
 #[derive(Debug)]
 struct Buffer {
     batch: Arc<Batch>,
+    /// When the (first) of its records was pushed.
+    since: Nanos,
     n_live: usize,
     live_bytes: usize,
     /// With fewer live bytes than this the batch is not worth its memory.
@@ -112,19 +118,30 @@ struct Buffer {
 }
 
 impl Buffer {
-    fn new(batch: Arc<Batch>) -> Self {
+    fn new(batch: Arc<Batch>, since: Nanos) -> Self {
         let (n_live, live_bytes) = (batch.len(), batch.bytes.len());
-        Self { batch, n_live, live_bytes, move_below: live_bytes / PINNED_FACTOR }
+        Self { batch, since, n_live, live_bytes, move_below: live_bytes / PINNED_FACTOR }
     }
 }
 
 /// What a replaced chain had not settled, for [`Chain::adopt`].
 #[derive(Debug, Default)]
 pub struct Held {
-    /// MDT, records in their original order and form.
-    pub batches: Vec<(MdtName, Arc<Batch>)>,
+    /// Records in their original order and form.
+    pub batches: Vec<HeldBatch>,
     /// Per MDT: highest index pushed, and low.
     marks: Vec<(MdtName, RecordIndex, RecordIndex)>,
+}
+
+/// Consecutive records that a replaced chain had not settled.
+#[derive(Clone, Debug)]
+pub struct HeldBatch {
+    /// Their MDT.
+    pub mdt: MdtName,
+    /// When they came: what holds them from now on is to hold them no longer for it.
+    pub since: Nanos,
+    /// The records.
+    pub batch: Arc<Batch>,
 }
 
 /// Whether a module is at work.
@@ -137,6 +154,17 @@ pub enum ModuleState {
     Bypassed,
     /// It failed, and the stream with it.
     Failed,
+}
+
+impl ModuleState {
+    /// Its name, as programs see it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Bypassed => "bypassed",
+            Self::Failed => "failed",
+        }
+    }
 }
 
 /// Figures of one module of a chain: `records_in = emitted + dropped + merged + held`.
@@ -191,10 +219,11 @@ impl Chain {
         modules: &[(Arc<Module>, PolicyConfig)],
         mdts: &[MdtName],
     ) -> Result<Self, PolicyError> {
-        let watch = Arc::new(CallWatch::default());
+        let loaded: Vec<Arc<Module>> = modules.iter().map(|(m, _)| Arc::clone(m)).collect();
+        let figures = Arc::new(ChainFigures::of(&loaded));
         let stages = modules.iter().enumerate().map(|(nth, (module, config))| {
             Ok(Stage {
-                instance: Instance::create(module, config, mdts, nth, &watch)?,
+                instance: Instance::create(module, config, mdts, nth, &figures)?,
                 config: config.clone(),
                 slots: Window::new(1),
                 ages: VecDeque::new(),
@@ -212,15 +241,16 @@ impl Chain {
             buffers: Window::new(0),
             last: RecordIndex::ZERO,
             low: RecordIndex::ZERO,
+            dropped: 0,
         });
         Ok(Self {
             stages: stages.collect::<Result<_, PolicyError>>()?,
             mdts: mdts.collect(),
             ready: Vec::new(),
             stopped: None,
-            watch,
+            figures,
+            own_figures_at: Nanos(0),
             now: Nanos(0),
-            dropped: 0,
             held_bytes: 0,
             pinned_bytes: 0,
         })
@@ -231,15 +261,15 @@ impl Chain {
         self.stages.is_empty()
     }
 
+    /// What its modules do, for other threads.
+    pub fn figures(&self) -> Arc<ChainFigures> {
+        Arc::clone(&self.figures)
+    }
+
     /// Some module makes records of its own, or drops by what is around a record: what comes out under
     /// an index may be another record when the chain runs again.
     pub fn merges(&self) -> bool {
         self.stages.iter().any(|stage| !stage.instance.module.is_verbatim())
-    }
-
-    /// For a watchdog on another thread.
-    pub fn watch(&self) -> Arc<CallWatch> {
-        Arc::clone(&self.watch)
     }
 
     /// Takes a batch of the (first) MDT.
@@ -267,7 +297,7 @@ impl Chain {
             return Ok(());
         }
         log.last = log.last.max(batch.last());
-        let buffer = log.buffers.push(Buffer::new(Arc::clone(batch)));
+        let buffer = log.buffers.push(Buffer::new(Arc::clone(batch), self.now));
         self.held_bytes += batch.bytes.len();
         self.pinned_bytes += batch.bytes.len();
         let mut slots = Vec::with_capacity(batch.len());
@@ -279,6 +309,7 @@ impl Chain {
             slots.push(Slot { mdt, route: 0, body: Body::Source(number) });
         }
         self.pass(0, slots);
+        self.publish();
         self.check_stopped()
     }
 
@@ -307,7 +338,9 @@ impl Chain {
                     for &number in &made.sources {
                         self.settle(mdt, number, None);
                     }
-                    self.dropped += made.sources.len() as u64 - 1;
+                    if let Some(log) = self.mdts.get_mut(mdt as usize) {
+                        log.dropped += made.sources.len() as u64 - 1;
+                    }
                     out.push_bytes(mdt, &made.record, route);
                 }
             }
@@ -317,6 +350,7 @@ impl Chain {
             log.low = log.first_unsettled().map_or(log.last, RecordIndex::prev);
         }
         self.unpin();
+        self.publish();
         Ok(())
     }
 
@@ -336,6 +370,16 @@ impl Chain {
         self.mdts.iter().map(|log| log.sources.len() as u64).sum()
     }
 
+    /// The same of the MDT with that number.
+    pub fn held_of(&self, mdt: u32) -> u64 {
+        self.mdts.get(mdt as usize).map_or(0, |log| log.sources.len() as u64)
+    }
+
+    /// Highest index of the MDT with that number that was pushed.
+    pub fn last_of(&self, mdt: u32) -> RecordIndex {
+        self.mdts.get(mdt as usize).map_or(RecordIndex::ZERO, |log| log.last)
+    }
+
     /// Memory that they keep alive, as far as it is records. Pull with `flush` if it is too much.
     pub fn pinned_bytes(&self) -> usize {
         self.pinned_bytes
@@ -343,7 +387,12 @@ impl Chain {
 
     /// Pushed records that did not come out: dropped, or merged into others.
     pub fn dropped(&self) -> u64 {
-        self.dropped
+        self.mdts.iter().map(|log| log.dropped).sum()
+    }
+
+    /// The same of the MDT with that number.
+    pub fn dropped_of(&self, mdt: u32) -> u64 {
+        self.mdts.get(mdt as usize).map_or(0, |log| log.dropped)
     }
 
     /// When to pull at the latest, if nothing is pushed before.
@@ -353,32 +402,40 @@ impl Chain {
         stages.flat_map(|stage| [stage.wake_at, overdue(stage)]).flatten().min()
     }
 
-    /// Figures, in the chain's order.
+    /// Figures, in the chain's order, the modules' own included.
     pub fn stats(&mut self) -> Vec<ModuleStats> {
-        let stopped = self.stopped.is_some();
-        let stats = self.stages.iter_mut().map(|stage| ModuleStats {
-            module: stage.instance.module.name().to_owned(),
-            version: stage.instance.module.version().to_owned(),
-            state: match (&stage.fault, stopped) {
-                (None, _) => ModuleState::Active,
-                (Some(_), false) => ModuleState::Bypassed,
-                (Some(_), true) => ModuleState::Failed,
-            },
-            fault: stage.fault.as_ref().map(Fault::to_string),
-            records_in: stage.n_in,
-            emitted: stage.n_emitted,
-            dropped: stage.n_dropped,
-            merged: stage.n_merged,
-            held: stage.slots.len() as u64,
-            busy_ns: stage.instance.busy_ns,
-            calls: stage.instance.n_calls,
-            own: if stage.fault.is_none() {
-                stage.instance.stats()
-            } else {
-                serde_json::Value::Null
-            },
-        });
-        stats.collect()
+        self.publish();
+        self.publish_own();
+        self.figures.snapshot()
+    }
+
+    /// Lets other threads see what was done.
+    fn publish(&mut self) {
+        for (nth, stage) in self.stages.iter().enumerate() {
+            let counters = Counters {
+                records_in: stage.n_in,
+                emitted: stage.n_emitted,
+                dropped: stage.n_dropped,
+                merged: stage.n_merged,
+                held: stage.slots.len() as u64,
+                busy_ns: stage.instance.busy_ns,
+                calls: stage.instance.n_calls,
+            };
+            self.figures.count(nth, &counters);
+        }
+        if self.now.0 >= self.own_figures_at.0 {
+            self.own_figures_at = Nanos(self.now.0.saturating_add(OWN_EVERY_NS));
+            self.publish_own();
+        }
+    }
+
+    fn publish_own(&mut self) {
+        for (nth, stage) in self.stages.iter_mut().enumerate() {
+            if stage.fault.is_none() {
+                let own = stage.instance.stats();
+                self.figures.own(nth, own);
+            }
+        }
     }
 
     /// Up to where the (first) MDT may be cleared as far as this chain goes: `proposed`, or less if a
@@ -416,44 +473,53 @@ impl Chain {
         upto
     }
 
-    /// The (first) MDT issues indexes from `from` on again. To be called when nothing is held.
-    pub fn rewind(&mut self, from: RecordIndex) {
-        if let Some(log) = self.mdts.first_mut() {
+    /// The MDT with that number issues indexes from `from` on again. To be called when nothing of it
+    /// is held.
+    pub fn rewind_of(&mut self, mdt: u32, from: RecordIndex) {
+        if let Some(log) = self.mdts.get_mut(mdt as usize) {
             log.last = log.last.min(from.prev());
             log.low = log.low.min(from.prev());
         }
     }
 
-    /// Ends the chain and gives what was not settled, as it was pushed.
-    pub fn into_held(mut self) -> Held {
+    /// What is not settled, as it was pushed, for a chain that is to take the place of this one.
+    pub fn held_records(&self) -> Held {
         let mut held = Held::default();
-        for log in &mut self.mdts {
-            held.marks.push((log.name.clone(), log.last, log.low));
-            let batches = log.take_unsettled();
-            held.batches.extend(batches.into_iter().map(|batch| (log.name.clone(), batch)));
+        for log in &self.mdts {
+            log.add_held(&mut held);
+        }
+        held
+    }
+
+    /// The same of the MDT with that number.
+    pub fn held_records_of(&self, mdt: u32) -> Held {
+        let mut held = Held::default();
+        if let Some(log) = self.mdts.get(mdt as usize) {
+            log.add_held(&mut held);
         }
         held
     }
 
     /// Goes on where a replaced chain stopped: pushes what it held and takes over its marks. To be
-    /// called first. MDTs that this chain does not have are left out.
+    /// called before anything else of these MDTs is pushed. MDTs that this chain does not have are
+    /// left out.
     ///
     /// # Errors
     /// Only if a module with `on_error = "stop"` fails.
     pub fn adopt(&mut self, held: &Held, now: Nanos) -> Result<(), PolicyError> {
-        let number = |chain: &Self, name: &MdtName| {
-            u32::try_from(chain.mdts.iter().position(|log| log.name == *name)?).ok()
-        };
         for (name, last, low) in &held.marks {
             if let Some(log) = self.mdts.iter_mut().find(|log| log.name == *name) {
                 (log.last, log.low) = (*last, *low);
             }
         }
-        for (name, batch) in &held.batches {
-            if let Some(mdt) = number(self, name) {
-                self.push_from(mdt, batch, now)?;
+        for HeldBatch { mdt, since, batch } in &held.batches {
+            let nth = self.mdts.iter().position(|log| log.name == *mdt);
+            if let Some(mdt) = nth.and_then(|nth| u32::try_from(nth).ok()) {
+                // As old as they are: a chain that is replaced again and again holds nothing longer.
+                self.push_from(mdt, batch, *since)?;
             }
         }
+        self.now = self.now.max(now);
         Ok(())
     }
 
@@ -511,7 +577,9 @@ impl Chain {
             });
             for (mdt, number) in settled {
                 self.settle(mdt, number, None);
-                self.dropped += 1;
+                if let Some(log) = self.mdts.get_mut(mdt as usize) {
+                    log.dropped += 1;
+                }
             }
             self.pass(nth + 1, passed_on);
             if let Some(fault) = fault {
@@ -540,6 +608,11 @@ impl Chain {
         let held = stage.slots.len();
         stage.fault = Some(fault.clone());
         stage.wake_at = None;
+        let state = match stage.config.on_error {
+            OnError::Stop => ModuleState::Failed,
+            OnError::Bypass => ModuleState::Bypassed,
+        };
+        self.figures.fault(nth, state, fault.to_string());
         match stage.config.on_error {
             OnError::Stop => {
                 error!(module, mdt, held, %fault, said, "policy module failed, the stream stops");
@@ -731,7 +804,7 @@ impl MdtLog {
     fn copy_together(&mut self) -> usize {
         let (mut bytes, mut ends) = (Vec::new(), Vec::new());
         let (mut first, mut last) = (RecordIndex::new(u64::MAX), RecordIndex::ZERO);
-        let buffer = self.buffers.next();
+        let (buffer, mut since) = (self.buffers.next(), Nanos(u64::MAX));
         for source in self.sources.iter_mut() {
             let Some(from) = self.buffers.get_mut(source.buffer) else { continue };
             let record = from.batch.record(source.nth as usize);
@@ -745,6 +818,7 @@ impl MdtLog {
             ends.push(end);
             first = first.min(index_of(record));
             last = last.max(index_of(record));
+            since = since.min(from.since);
             from.n_live -= 1;
             if from.n_live == 0 {
                 self.buffers.take(source.buffer);
@@ -753,19 +827,32 @@ impl MdtLog {
         }
         if !ends.is_empty() {
             let batch = Arc::new(Batch::from_parts(bytes, ends, first, last));
-            self.buffers.push(Buffer::new(batch));
+            self.buffers.push(Buffer::new(batch, since));
         }
         self.buffers.iter().map(|(_, buffer)| buffer.batch.bytes.len()).sum()
     }
 
     /// Everything that is not settled, as it was pushed and in that order.
-    fn take_unsettled(&mut self) -> Vec<Arc<Batch>> {
-        let mut out = ChainOutput::default();
+    fn add_held(&self, held: &mut Held) {
+        held.marks.push((self.name.clone(), self.last, self.low));
+        let mut run: Option<(Nanos, ChainOutput)> = None;
         for (_, source) in self.sources.iter() {
-            if let Some(buffer) = self.buffers.get(source.buffer) {
-                out.push(0, source.buffer, &buffer.batch, source.nth as usize, 0);
+            let Some(buffer) = self.buffers.get(source.buffer) else { continue };
+            let same = run.as_ref().is_some_and(|(since, _)| *since == buffer.since);
+            if !same && let Some((since, out)) = run.take() {
+                held.add(&self.name, since, out);
             }
+            let (_, out) = run.get_or_insert_with(|| (buffer.since, ChainOutput::default()));
+            out.push(0, source.buffer, &buffer.batch, source.nth as usize, 0);
         }
+        if let Some((since, out)) = run {
+            held.add(&self.name, since, out);
+        }
+    }
+}
+
+impl Held {
+    fn add(&mut self, mdt: &MdtName, since: Nanos, mut out: ChainOutput) {
         out.end_run();
         let batches = out.parts.iter().filter_map(|part| match part {
             Part::Whole { batch, .. } => Some(Arc::clone(batch)),
@@ -774,6 +861,6 @@ impl MdtLog {
                 Batch::parse(out.bytes[bytes.clone()].to_vec()).ok().map(Arc::new)
             }
         });
-        batches.collect()
+        self.batches.extend(batches.map(|batch| HeldBatch { mdt: mdt.clone(), since, batch }));
     }
 }

@@ -2,11 +2,16 @@
 #![forbid(unsafe_code)]
 
 use std::collections::HashMap;
+use std::ffi::CString;
 use std::fs::{self, File, Metadata};
+use std::hash::{DefaultHasher, Hasher};
+use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use rustix::fs::{MemfdFlags, memfd_create};
 
 use super::{Module, PolicyError};
 
@@ -87,49 +92,65 @@ fn multiarch() -> String {
     format!("{}-linux-gnu", std::env::consts::ARCH)
 }
 
-/// Loads one file after checking its owner and mode.
+/// Loads one file after checking its owner and mode. A file with the content of one that was loaded
+/// before under its name is that module.
 pub(super) fn load_file(path: &Path) -> Result<Arc<Module>, PolicyError> {
-    let unreadable = |reason: std::io::Error| PolicyError::Open {
-        path: path.to_owned(),
-        reason: reason.to_string(),
-    };
+    static LOADED: OnceLock<Mutex<HashMap<Version, Arc<Module>>>> = OnceLock::new();
+    let unreadable =
+        |reason: io::Error| PolicyError::Open { path: path.to_owned(), reason: reason.to_string() };
     let real = path.canonicalize().map_err(unreadable)?;
-    let file = File::open(&real).map_err(unreadable)?;
+    let mut file = File::open(&real).map_err(unreadable)?;
     let meta = file.metadata().map_err(unreadable)?;
     if !meta.is_file() {
-        return Err(unreadable(std::io::Error::other("not a regular file")));
+        return Err(unreadable(io::Error::other("not a regular file")));
     }
     check_owner_and_mode(&real, &meta)?;
     if let Some(dir) = real.parent() {
         check_directory(dir, &fs::metadata(dir).map_err(unreadable)?)?;
     }
-    let opened_as = path_to_open(&real, file, &meta);
-    Module::open(&opened_as, real).map(Arc::new)
+    let mut code = Vec::new();
+    file.read_to_end(&mut code).map_err(unreadable)?;
+    let version = (real.clone(), code.len(), digest(&code));
+    let mut loaded =
+        LOADED.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(module) = loaded.get(&version) {
+        return Ok(Arc::clone(module));
+    }
+    let module = match Module::open(&private_copy(&real, &code).map_err(unreadable)?, &real) {
+        // Some systems let nothing be run from memory; and where the file is no library, the
+        // message is to name it.
+        Err(PolicyError::Open { .. }) => Module::open(&real, &real)?,
+        opened => opened?,
+    };
+    let module = Arc::new(module);
+    loaded.insert(version, Arc::clone(&module));
+    Ok(module)
 }
 
-/// The dynamic linker knows a library by its path: it would give the old code for a file that was
-/// replaced since (`lcap policy reload`). A replaced file is therefore opened by its descriptor, which
-/// stays open so that its number is not used again.
-fn path_to_open(real: &Path, file: File, meta: &Metadata) -> PathBuf {
-    /// By device and inode: the path that it was opened with.
-    type Versions = HashMap<(u64, u64), PathBuf>;
-    static OPENED: OnceLock<Mutex<HashMap<PathBuf, Versions>>> = OnceLock::new();
-    let mut opened =
-        OPENED.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
-    let versions = opened.entry(real.to_owned()).or_default();
-    let first = versions.is_empty();
-    let id = (meta.dev(), meta.ino());
-    versions
-        .entry(id)
-        .or_insert_with(|| {
-            if first {
-                return real.to_owned();
-            }
-            let by_descriptor = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
-            std::mem::forget(file);
-            by_descriptor
-        })
-        .clone()
+/// Path, size, and digest of the content.
+type Version = (PathBuf, usize, u64);
+
+fn digest(code: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    hasher.write(code);
+    hasher.finish()
+}
+
+/// Puts the code where nobody can change it any more, and gives the path to load it from.
+///
+/// The dynamic linker knows a library by path and inode: it would give the old code for a file that
+/// was replaced (`lcap policy reload`), and a file that is written over while it is mapped brings
+/// lcapd down. What is loaded is also exactly what was checked.
+fn private_copy(real: &Path, code: &[u8]) -> io::Result<PathBuf> {
+    let name = real.file_name().map(|name| name.to_string_lossy().into_owned());
+    let name = CString::new(name.unwrap_or_default()).unwrap_or_default();
+    let mut copy = File::from(memfd_create(name, MemfdFlags::CLOEXEC)?);
+    copy.write_all(code)?;
+    let path = PathBuf::from(format!("/proc/self/fd/{}", copy.as_raw_fd()));
+    // Open as long as the code is mapped, which is until the process ends: the linker would take the
+    // next file with that number for this one.
+    std::mem::forget(copy);
+    Ok(path)
 }
 
 /// Whoever can write the file or its directory can run code as the daemon.

@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "lcap_policy.h"
 
@@ -16,6 +17,9 @@
 #endif
 #ifndef TOY_SIZE
 #define TOY_SIZE sizeof(struct lcap_policy_ops)
+#endif
+#ifndef TOY_VERSION
+#define TOY_VERSION "1"
 #endif
 #ifndef TOY_FLAGS
 #define TOY_FLAGS 0
@@ -42,6 +46,7 @@ struct held {
 
 struct toy {
 	char mode[32];
+	char file[256];
 	const struct lcap_policy_host *host;
 	struct held *held;
 	size_t n;
@@ -60,11 +65,12 @@ static const char *toy_describe(void)
 {
 	return "{\"summary\": \"a toy\", \"options\": {\"type\": \"object\","
 	       " \"additionalProperties\": false, \"required\": [\"mode\"],"
-	       " \"properties\": {\"mode\": {\"type\": \"string\"}}}}";
+	       " \"properties\": {\"mode\": {\"type\": \"string\"}, \"file\": {\"type\": \"string\"}}}}";
 }
 
 static int toy_create(const char *config_json, const struct lcap_policy_host *host, void **state)
 {
+	const char *option;
 	struct toy *toy;
 
 	if (strstr(config_json, "\"fail-create\"") != NULL) {
@@ -76,7 +82,12 @@ static int toy_create(const char *config_json, const struct lcap_policy_host *ho
 	toy = calloc(1, sizeof(*toy));
 	toy->held = calloc(MAX_HELD, sizeof(*toy->held));
 	toy->host = host;
-	sscanf(config_json, "{\"mode\":\"%31[^\"]", toy->mode);
+	option = strstr(config_json, "\"mode\":\"");
+	if (option != NULL)
+		sscanf(option + 8, "%31[^\"]", toy->mode);
+	option = strstr(config_json, "\"file\":\"");
+	if (option != NULL)
+		sscanf(option + 8, "%255[^\"]", toy->file);
 	*state = toy;
 	return 0;
 }
@@ -96,7 +107,7 @@ static int toy_enqueue(void *state, const struct lcap_policy_record *recs, size_
 	size_t i;
 
 	toy->calls++;
-	if (is(toy, "fail-enqueue") && toy->calls == 2)
+	if (is(toy, "fail-first-enqueue") || (is(toy, "fail-enqueue") && toy->calls == 2))
 		return -ENOMEM;
 	if (toy->n == 0)
 		toy->first_time = now_ns;
@@ -137,6 +148,9 @@ static int toy_dequeue(void *state, uint64_t now_ns, uint32_t flags, struct lcap
 	uint64_t token = toy->n > 0 ? toy->held[0].token : 0;
 	size_t n = 0, i, j;
 
+	/* Does not return as long as there is a file. */
+	while (is(toy, "block") && toy->n > 0 && access(toy->file, F_OK) == 0)
+		usleep(1000);
 	if (is(toy, "garbage")) {
 		decide(out, LCAP_POLICY_EMIT, token);
 		decide(out + 1, LCAP_POLICY_EMIT, 0xdeadbeefcafe);
@@ -293,7 +307,7 @@ static const struct lcap_policy_ops toy_ops = {
 	.abi = TOY_ABI,
 	.size = TOY_SIZE,
 	.name = "toy",
-	.version = "1",
+	.version = TOY_VERSION,
 	.flags = TOY_FLAGS,
 	.describe = toy_describe,
 	.create = toy_create,

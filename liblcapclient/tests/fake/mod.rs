@@ -381,6 +381,8 @@ impl State {
                 id,
                 &json!({"version": "0", "epoch": self.epoch, "mdts": [], "streams": []}),
             ),
+            // Requests of `lcap` only.
+            _ => Reply::error(id, libc::ENOSYS, "not played here"),
         };
         if id.is_some() {
             let socket = if over_queue { &self.queue } else { &self.control };
