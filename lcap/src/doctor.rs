@@ -198,6 +198,14 @@ fn states(report: &mut Report, status: &Status) {
         }
     }
     for stream in &status.streams {
+        for policy in stream.policies.iter().filter(|policy| policy.state != "active") {
+            let why = policy.fault.as_deref().unwrap_or_default();
+            report.error(
+                &stream.name,
+                format!("policy {} is {}: {why}", policy.module, policy.state),
+                format!("lcap policy reload {}    # when the module is mended", stream.name),
+            );
+        }
         for reader in &stream.readers {
             let (name, about) = (&reader.name, &stream.name);
             let behind = reader.lag_records;
