@@ -10,6 +10,7 @@ mod clear;
 mod completions;
 mod demo;
 mod doctor;
+mod hsm;
 mod policy;
 mod reader;
 mod screen;
@@ -53,6 +54,8 @@ enum Command {
     Record(record::RecordArgs),
     /// Serve simulated MDTs as files that behave like changelog devices.
     Sim(sim::SimArgs),
+    /// Look at the queue of HSM requests, and work on it.
+    Hsm(hsm::HsmArgs),
     /// Look at policy modules.
     Policy(policy::PolicyArgs),
     /// Measure what lcapd does on this machine, with a simulated MDT.
@@ -77,6 +80,7 @@ fn main() -> ExitCode {
         Command::Doctor(args) => doctor::run(&args),
         Command::Record(args) => record::run(&args),
         Command::Sim(args) => sim::run(&args),
+        Command::Hsm(args) => hsm::run(&args),
         Command::Policy(args) => policy::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Completions(args) => completions::run(&args),
