@@ -5,7 +5,7 @@
 # What the pages say of options comes from the programs, what they say of the configuration and of
 # policies from docs/, so that there is one text of each. A page in docs/man may have lines
 #   @help PROGRAM              what its --help says
-#   @section FILE "HEADING"    that section of docs/FILE
+#   @section FILES "HEADING"   that section of the files of that pattern in docs/
 #   @all FILE                  all of docs/FILE but its title
 #   @file FILE                 a file of the repository, as it is
 set -eu
@@ -61,9 +61,12 @@ body() {
 	{ print }'
 }
 
-section() { # FILE HEADING
-	awk -v heading="## $2" '$0 == heading { inside = 1; print; next }
-		inside && /^## / { exit } inside { print }' "docs/$1" > "$tmp/section"
+section() { # FILES HEADING
+	: > "$tmp/section"
+	for file in docs/$1; do
+		awk -v heading="## $2" '$0 == heading { inside = 1; print; next }
+			inside && /^## / { exit } inside { print }' "$file" >> "$tmp/section"
+	done
 	[ -s "$tmp/section" ] || { echo "man.sh: docs/$1 has no section $2" >&2; exit 1; }
 	body < "$tmp/section"
 }

@@ -1,4 +1,5 @@
-//! docs/operating.md, and so lcapd.toml(5), which is made from it, has every key that there is.
+//! docs/operating.md and docs/hsm*.md, and so lcapd.toml(5), which is made from them, have every key that
+//! there is.
 
 use std::path::Path;
 
@@ -15,9 +16,18 @@ fn expected(text: &str) -> Vec<String> {
 
 #[test]
 fn every_key_is_in_the_manual() {
-    let page = std::fs::read_to_string(root().join("docs/operating.md")).unwrap();
-    let page = page.split_once("\n## Configuration\n").unwrap().1;
-    let page = page.split_once("\n## ").unwrap().0;
+    // The pages that lcapd.toml(5) is made from.
+    let docs = root().join("docs");
+    let read = |name: &str| std::fs::read_to_string(docs.join(name)).unwrap();
+    let operating = read("operating.md");
+    let section = operating.split_once("\n## Configuration\n").unwrap().1;
+    let mut page = section.split_once("\n## ").unwrap().0.to_owned();
+    for file in std::fs::read_dir(&docs).unwrap() {
+        let name = file.unwrap().file_name().into_string().unwrap();
+        if name.starts_with("hsm") && name.ends_with(".md") {
+            page += &read(&name);
+        }
+    }
     let sections = expected("no_such_key = 1\n");
     assert!(sections.len() >= 3, "{sections:?}");
     for section in sections {
@@ -28,8 +38,9 @@ fn every_key_is_in_the_manual() {
         let heading = format!("[{section}]");
         assert!(page.contains(&heading), "docs/operating.md, Configuration, lacks {heading}");
         for key in keys {
-            let listed =
-                page.contains(&format!("| `{key}`")) || page.contains(&format!(", `{key}`"));
+            // In the first column, alone, among others, or with its form.
+            let forms = [format!("| `{key}`"), format!(", `{key}`"), format!("| `{key} = ")];
+            let listed = forms.iter().any(|form| page.contains(form));
             assert!(listed, "docs/operating.md, Configuration, lacks `{key}` of [{section}]");
         }
     }
