@@ -45,6 +45,7 @@ fn a_registered_user_with_a_full_mask_is_well() {
 }
 
 #[test]
+#[allow(clippy::type_complexity)] // a table
 fn what_is_wrong_comes_with_what_to_type() {
     let slow = Duration::from_secs(2_592_000);
     let stale = "mdd.lustre-MDT0000.changelog_users=\ncurrent_index: 5000\n\
@@ -59,7 +60,8 @@ fn what_is_wrong_comes_with_what_to_type() {
     let off = "mdd.lustre-MDT0000.changelog_gc=0\n";
     let stopped = "mdt.lustre-MDT0000.hsm_control=stopped\n";
     use Level::{Error, Note, Warning};
-    let cases: [(&str, &[&str], Option<&str>, Duration, Level, &str, &str); 11] = [
+    type Case<'a> = (&'a str, &'a [&'a str], Option<&'a str>, Duration, Level, &'a str, &'a str);
+    let cases: [Case<'_>; 11] = [
         (
             "no user configured",
             &[GC, MASKS, FRESH],
