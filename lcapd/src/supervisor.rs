@@ -486,7 +486,7 @@ impl Daemon {
             waker: engine_waker.clone(),
             running: Arc::default(),
         };
-        let hsm = start_hsm(&mut intake, &mut outlet, config, epoch, &metrics)?;
+        let hsm = start_hsm(&mut intake, &mut outlet, config, &context, epoch, &metrics)?;
         let server_stats = Arc::new(ServerStats::default());
         let names = config.streams.iter().map(|stream| stream.name.clone());
         let own = Figures {
@@ -727,12 +727,14 @@ fn start_hsm(
     intake: &mut Stage,
     outlet: &mut Stage,
     config: &Config,
+    context: &zmq::Context,
     epoch: u64,
     metrics: &Metrics,
 ) -> Result<Option<HsmQueue>> {
     let Some(hsm) = &config.hsm else { return Ok(None) };
     let (stop, stop_intake) = (Arc::clone(&outlet.stop), Arc::clone(&intake.stop));
-    let started = hsm::start::build(hsm, &config.server.state_dir, epoch, stop, stop_intake)?;
+    let (dir, secure) = (&config.server.state_dir, |_: &zmq::Socket| Ok(()));
+    let started = hsm::start::build(hsm, dir, context, &secure, epoch, stop, stop_intake)?;
     let spooled = started.intake.as_ref().map(|spool| Arc::clone(&spool.stats));
     hsm::figures::register(metrics, started.queue.clone(), spooled);
     if let Some(mut spool) = started.intake {
@@ -745,6 +747,11 @@ fn start_hsm(
     let mut service = started.service;
     outlet.wakers.push(started.waker);
     outlet.spawn("hsm", move || service.run())?;
+    if let Some((mut lustre, mut teller)) = started.copytool {
+        intake.wakers.push(lustre.waker.clone());
+        intake.spawn("hsm-intake", move || lustre.run())?;
+        outlet.spawn("hsm-teller", move || teller.run())?;
+    }
     Ok(Some(started.queue))
 }
 
