@@ -45,7 +45,6 @@ fn a_registered_user_with_a_full_mask_is_well() {
 }
 
 #[test]
-#[allow(clippy::type_complexity)] // a table
 fn what_is_wrong_comes_with_what_to_type() {
     let slow = Duration::from_secs(2_592_000);
     let stale = "mdd.lustre-MDT0000.changelog_users=\ncurrent_index: 5000\n\
