@@ -348,6 +348,16 @@ impl Config {
         }
         let hsm = raw.hsm.as_ref().map(RawHsm::check).transpose();
         let hsm = hsm.map_err(|(at, key, problem)| place.error(at, key, problem))?;
+        if let Some(hsm) = &raw.hsm {
+            let plain = raw.server.allow_plaintext;
+            if let Some(movers) = &hsm.movers {
+                check_endpoint(&place, movers, "hsm.movers", plain)?;
+            }
+            if let Some(port) = &hsm.json_port {
+                let url = Spanned::new(port.span(), format!("tcp://{}", port.get_ref()));
+                check_endpoint(&place, &url, "hsm.json_port", plain)?;
+            }
+        }
         if mdts.is_empty() && hsm.is_none() {
             return Err(place.error(None, "mdt", "no [[mdt]] given; there is nothing to read"));
         }

@@ -9,6 +9,7 @@ pub mod active;
 pub mod config;
 pub mod coordinatool;
 pub mod coordinator;
+pub mod entrances;
 pub mod figures;
 pub mod json_port;
 pub mod lustre;

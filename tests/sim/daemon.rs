@@ -13,6 +13,7 @@ use lcap_wire::control::{Delivery, Event, Reply, Request, StreamKind};
 use lcap_wire::frame::{parse_hello_topic, topic};
 use lcap_wire::{Flags, Header, Kind};
 use lcapd::batch::Batch;
+use lcapd::buffers::Buffers;
 use lcapd::catch_up::{CatchUp, Handle, Item, LiveWorker, Notify};
 use lcapd::engine::retention::ClearPolicy;
 use lcapd::engine::{
@@ -525,7 +526,8 @@ fn follower(
     waker: &Waker,
 ) -> Follower {
     let upstream: Arc<dyn Upstream> = Arc::<SimUpstream>::clone(&mdt.upstream);
-    Follower::new(Arc::clone(&mdt.log), upstream, from, continues, plan.read_bytes, waker.clone())
+    let buffers = Arc::new(Buffers::new(plan.read_bytes, 1));
+    Follower::new(Arc::clone(&mdt.log), upstream, from, continues, buffers, waker.clone())
 }
 
 /// As the store writes.

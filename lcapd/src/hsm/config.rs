@@ -9,6 +9,7 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::coordinatool;
+use super::entrances::{self, Entrances};
 use super::queue::{Retry, Settings};
 use super::reports;
 use super::request::Kind;
@@ -28,6 +29,8 @@ pub struct Hsm {
     pub queue: Settings,
     /// Files for users.
     pub reports: Option<reports::Settings>,
+    /// Lustre, movers and the JSON port.
+    pub entrances: Entrances,
 }
 
 /// As it is written.
@@ -56,6 +59,20 @@ pub(crate) struct RawHsm {
     reporting_interval: Option<Span>,
     /// A configuration file of coordinatool, read as it is.
     coordinatool_conf: Option<Spanned<PathBuf>>,
+    mount: Option<Spanned<PathBuf>>,
+    fsname: Option<Spanned<String>>,
+    #[serde(default)]
+    archives: Vec<Spanned<u32>>,
+    keep_alive: Option<Span>,
+    renew: Option<Span>,
+    active_requests: Option<String>,
+    agents: Option<String>,
+    pub(crate) movers: Option<Spanned<String>>,
+    pub(crate) json_port: Option<Spanned<String>>,
+    heartbeat: Option<Spanned<Span>>,
+    grace: Option<Span>,
+    #[serde(default)]
+    graces: BTreeMap<String, Span>,
 }
 
 #[derive(Deserialize)]
@@ -128,7 +145,58 @@ impl RawHsm {
         if lease < Duration::from_secs(1) {
             return Err((None, "hsm.lease", "at least \"1s\" is needed".to_owned()));
         }
-        Ok(Hsm { spool: spool.transpose()?, lease, queue, reports })
+        let entrances = self.entrances()?;
+        Ok(Hsm { spool: spool.transpose()?, lease, queue, reports, entrances })
+    }
+
+    fn entrances(&self) -> Result<Entrances, Problem> {
+        let default = Entrances::default();
+        if let Some(fsname) = &self.fsname
+            && !(1..=8).contains(&fsname.get_ref().len())
+        {
+            let problem = "a file system's name has 1 to 8 characters".to_owned();
+            return Err((Some(fsname.span()), "hsm.fsname", problem));
+        }
+        let mut archives = Vec::new();
+        for id in &self.archives {
+            if *id.get_ref() == 0 {
+                let problem = "0 is no archive; leave `archives` out to take all".to_owned();
+                return Err((Some(id.span()), "hsm.archives", problem));
+            }
+            archives.push(*id.get_ref());
+        }
+        let copytool = match &self.mount {
+            None => None,
+            Some(mount) if !mount.get_ref().is_absolute() => {
+                let problem = "not an absolute path".to_owned();
+                return Err((Some(mount.span()), "hsm.mount", problem));
+            }
+            Some(mount) => Some(entrances::copytool(
+                mount.get_ref().clone(),
+                archives,
+                self.renew.map(|span| span.0),
+                self.active_requests.clone(),
+                self.agents.clone(),
+            )),
+        };
+        let heartbeat = match &self.heartbeat {
+            None => default.heartbeat,
+            Some(beat) if beat.get_ref().0 < Duration::from_millis(50) => {
+                let problem = "at least \"50ms\" is needed".to_owned();
+                return Err((Some(beat.span()), "hsm.heartbeat", problem));
+            }
+            Some(beat) => beat.get_ref().0,
+        };
+        Ok(Entrances {
+            copytool,
+            fsname: self.fsname.as_ref().map(|fsname| fsname.get_ref().clone()),
+            keep_alive: self.keep_alive.map_or(default.keep_alive, |span| span.0),
+            movers: self.movers.as_ref().map(|movers| movers.get_ref().clone()),
+            json_port: self.json_port.as_ref().map(|port| port.get_ref().clone()),
+            heartbeat,
+            grace: self.grace.map_or(default.grace, |span| span.0),
+            graces: self.graces.iter().map(|(name, span)| (name.clone(), span.0)).collect(),
+        })
     }
 
     fn retry(&self) -> Retry {

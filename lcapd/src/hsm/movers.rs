@@ -362,6 +362,7 @@ impl Movers {
             name: Arc::clone(&session.name),
             kinds: Kind::ALL.to_vec(),
             archive_ids: session.hello.archives.clone(),
+            upcalls: false,
             silence: None, // is looked at here
             grace: self.settings.grace_of(&session.name),
         }

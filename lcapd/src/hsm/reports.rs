@@ -215,6 +215,7 @@ mod tests {
             name: "m".into(),
             kinds: Kind::ALL.to_vec(),
             archive_ids: Vec::new(),
+            upcalls: true,
             silence: None,
             grace: now,
         };

@@ -1,18 +1,17 @@
 //! Starts what `[hsm]` asks for.
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use crossbeam_channel::{Sender, unbounded};
+use crossbeam_channel::unbounded;
 use tracing::{info, warn};
 
 use super::config::{Hsm, prepare};
-use super::movers::{Movers, Settings as MoverSettings};
+use super::coordinator::{self, Teller};
+use super::entrances;
 use super::queue::Queue;
 use super::reports;
 use super::service::{Clock, Core, Handle, Service};
@@ -30,6 +29,8 @@ pub struct Started {
     pub service: Service,
     /// The spool's thread.
     pub intake: Option<Intake>,
+    /// Lustre's two threads: the first ends with the spool's, the second with the queue's.
+    pub copytool: Option<(coordinator::Intake, Teller)>,
     /// The thread that writes files for users.
     pub reports: Option<reports::Writer>,
     /// Wakes the queue's thread.
@@ -44,6 +45,8 @@ pub struct Started {
 pub fn build(
     hsm: &Hsm,
     state_dir: &Path,
+    context: &zmq::Context,
+    secure: &dyn Fn(&zmq::Socket) -> Result<(), zmq::Error>,
     epoch: u64,
     stop: Arc<AtomicBool>,
     stop_intake: Arc<AtomicBool>,
@@ -57,22 +60,22 @@ pub fn build(
     }
     let now = Clock::default().now();
     info!(requests = loaded.requests.len(), "HSM requests from before");
-    let queue = Queue::recover(hsm.queue.clone(), loaded.meta, loaded.requests, hsm.lease, now);
+    let grace = hsm.lease.max(hsm.entrances.grace);
+    let queue = Queue::recover(hsm.queue.clone(), loaded.meta, loaded.requests, grace, now);
     let waker = Waker::new()?;
     let (jobs, jobs_in) = unbounded();
     let handle = Handle::new(jobs, waker.clone());
-    let (from_lustre_end, from_lustre) = unbounded();
-    let (to_lustre, _nobody): (Sender<_>, _) = unbounded();
-    drop(from_lustre_end);
-    let fsname: Arc<str> = "lustre".into();
-    let movers = MoverSettings {
-        fsname,
-        heartbeat: Duration::from_secs(1),
-        grace: hsm.lease,
-        graces: BTreeMap::new(),
-    };
-    let mdt = movers.any_mdt();
-    let mut core = Core::new(queue, Movers::new(movers, epoch), None, mdt, None, now);
+    let opened = entrances::open(
+        &hsm.entrances,
+        context,
+        secure,
+        epoch,
+        &waker,
+        Arc::clone(&stop_intake),
+        Arc::clone(&stop),
+    )?;
+    let keep_alive = opened.copytool.as_ref().map(|_| hsm.entrances.keep_alive);
+    let mut core = Core::new(queue, opened.movers, opened.json, opened.mdt, keep_alive, now);
     core.workers = Workers::new(hsm.lease);
     let reports = hsm.reports.as_ref().map(|settings| {
         let (sender, lines) = reports::lines();
@@ -82,9 +85,9 @@ pub fn build(
     });
     let service = Service {
         core,
-        socket: None,
-        from_lustre,
-        to_lustre,
+        socket: opened.socket.map(|socket| socket.0),
+        from_lustre: opened.from_lustre,
+        to_lustre: opened.to_lustre,
         jobs: jobs_in,
         commit: Box::new(move |changes, marks| {
             store.commit(changes, marks).map_err(|error| crate::reader::chain(&error))
@@ -103,5 +106,6 @@ pub fn build(
             stop: stop_intake,
         }),
     };
-    Ok(Started { queue: handle, service, intake, reports, waker })
+    let copytool = opened.copytool;
+    Ok(Started { queue: handle, service, intake, copytool, reports, waker })
 }

@@ -141,7 +141,7 @@ impl Workers {
 
     fn spec(&self, name: &str, kinds: Vec<Kind>, archive_ids: Vec<u32>) -> WorkerSpec {
         let (silence, grace) = (Some(self.lease), self.lease);
-        WorkerSpec { name: name.into(), kinds, archive_ids, silence, grace }
+        WorkerSpec { name: name.into(), kinds, archive_ids, upcalls: true, silence, grace }
     }
 
     /// Compares what a worker holds with what it should.

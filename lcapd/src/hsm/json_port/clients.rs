@@ -239,6 +239,7 @@ impl Clients {
             name: Arc::clone(&name),
             kinds: Kind::ALL.to_vec(),
             archive_ids,
+            upcalls: false,
             silence: None,
             grace,
         };

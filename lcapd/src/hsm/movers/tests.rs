@@ -291,3 +291,16 @@ fn credit_and_limits_hold_over_reconnects() {
         desk.movers.on_message(&mut desk.queue, &peer, &[garbage.to_vec()], desk.now);
     }
 }
+
+#[test]
+fn what_an_upcall_asked_for_is_not_for_a_copytool() {
+    let mut desk = Desk::new();
+    let fid = Fid { seq: 7, oid: 1, ver: 0 };
+    let mdt = desk.movers.mdt.clone();
+    let upcall = Request::new(Source::Upcall, mdt, Kind::Archive, fid, 1);
+    desk.queue.admit(upcall, Arrival::Sent, NOW);
+    desk.hello(1, "a", 1, 1, &[]);
+    assert!(Desk::work_of(&desk.settle(), 1).is_empty());
+    desk.admit(5, Arrival::Sent);
+    assert_eq!(Desk::work_of(&desk.settle(), 1), [(20, 5)]);
+}
