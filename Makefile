@@ -19,7 +19,7 @@ C_WARNINGS := -Wall -Wextra -Werror
 POLICIES := $(filter-out sdk,$(patsubst policies/%/Cargo.toml,%,$(wildcard policies/*/Cargo.toml)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-build build rust examples test explore deny soak demo install clean
+.PHONY: help setup setup-build build rust examples test explore deny soak bench demo install clean
 
 help:            ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 18
@@ -40,6 +40,8 @@ examples: rust
 	@mkdir -p $(OUT)/examples-c
 	ln -sf ../liblcapclient.so $(OUT)/examples-c/liblcapclient.so.1
 	$(CC) $(CFLAGS) $(C_WARNINGS) -I include docs/examples/reader.c -o $(OUT)/examples-c/reader \
+		-L $(OUT) -llcapclient '-Wl,-rpath,$$ORIGIN'
+	$(CC) $(CFLAGS) $(C_WARNINGS) -I include docs/examples/hsm_alert.c -o $(OUT)/examples-c/hsm_alert \
 		-L $(OUT) -llcapclient '-Wl,-rpath,$$ORIGIN'
 	$(CC) $(CFLAGS) $(C_WARNINGS) -I include -shared -fPIC policies/fifo-c/fifo.c \
 		-o $(OUT)/fifo_c.so
@@ -69,6 +71,10 @@ soak: setup      ## kill, stop and cut things for MINUTES=10; ends with a line t
 	$(CARGO) build --workspace --locked --release
 	$(CARGO) run --locked --release -p lcap-tests --bin lcap-soak -- --minutes $(MINUTES)
 
+RUNS ?= 3
+bench: build     ## measure lcap on this machine beside references, RUNS=3 times each; target/bench has JSON and plots
+	$(OUT)/lcap-benches --runs $(RUNS) --out $(TARGET)/bench
+
 demo: build      ## a daemon with simulated MDTs and three clients; proves that nothing is lost
 	$(OUT)/lcap demo
 
@@ -76,6 +82,9 @@ install:         ## install what `make build` made; DESTDIR= PREFIX=/usr LIBDIR=
 	@test -x $(OUT)/lcapd || { echo 'nothing is built yet: make build' >&2; exit 1; }
 	install -D -m 755 $(OUT)/lcap $(DESTDIR)$(PREFIX)/bin/lcap
 	install -D -m 755 $(OUT)/lcapd $(DESTDIR)$(PREFIX)/sbin/lcapd
+	install -d -m 755 $(DESTDIR)$(PREFIX)/libexec/lcap
+	install -m 755 $(OUT)/lhsm_mdt_upcall $(DESTDIR)$(PREFIX)/libexec/lcap/lhsm_mdt_upcall
+	install -m 755 $(OUT)/lhsm_worker_posix $(DESTDIR)$(PREFIX)/bin/lhsm_worker_posix
 	install -d -m 755 $(DESTDIR)$(LIBDIR)/lcap/policies
 	for name in $(POLICIES); do install -m 755 \
 		$(OUT)/liblcap_policy_$$(echo $$name | tr - _).so \
@@ -85,6 +94,8 @@ install:         ## install what `make build` made; DESTDIR= PREFIX=/usr LIBDIR=
 		packaging/install-client.sh
 	install -d -m 755 $(DESTDIR)/etc/lcap
 	install -m 644 packaging/lcapd.toml $(DESTDIR)/etc/lcap/lcapd.toml.sample
+	install -m 644 packaging/upcall.toml $(DESTDIR)/etc/lcap/upcall.toml.sample
+	install -m 644 packaging/worker_posix.toml $(DESTDIR)/etc/lcap/worker_posix.toml.sample
 	install -d -m 755 $(DESTDIR)$(PREFIX)/lib/systemd/system
 	sed 's|@SBINDIR@|$(PREFIX)/sbin|' packaging/systemd/lcapd.service \
 		> $(DESTDIR)$(PREFIX)/lib/systemd/system/lcapd.service

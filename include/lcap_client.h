@@ -69,7 +69,13 @@ enum lcap_cl_option {
 	/** Number: milliseconds that an acknowledgement may wait. Default 1000. */
 	LCAP_CL_OPT_ACK_INTERVAL = 5,
 	/** Number: milliseconds that an answer may take. Default 5000. */
-	LCAP_CL_OPT_TIMEOUT = 6
+	LCAP_CL_OPT_TIMEOUT = 6,
+	/**
+	 * Number, 0 or 1, of a stream of HSM events: 1 gives what is there now first, each action's last
+	 * event, with LCAP_HSM_SNAPSHOT among its bits, and then, without a gap, what changes. 0 gives all
+	 * events that lcapd still has.
+	 */
+	LCAP_CL_OPT_SNAPSHOT = 7
 };
 
 /** What a context has seen; lcap_changelog_stats(). */
@@ -220,6 +226,159 @@ int lcap_changelog_stats(struct lcap_cl_ctx *ctx, struct lcap_cl_stats *stats);
  * \return the sentence, "" if there is none; valid until the next call
  */
 const char *lcap_changelog_error(const struct lcap_cl_ctx *ctx);
+
+/*
+ * HSM events: what changes in the list of HSM actions of an MDT. A stream of kind "hsm" carries
+ * them (LCAP_CL_OPT_STREAM, or LCAP_STREAM, names it). They are received, given back and cleared
+ * as changelog records are, by the same functions, if a program likes; the following ones know
+ * what is in them.
+ */
+
+/** \a cr_type of an HSM event. */
+#define LCAP_HSM_TYPE 0x6c630001u
+
+/** What happened to an action. */
+enum lcap_hsm_kind {
+	LCAP_HSM_NEW = 1,    /**< it is there */
+	LCAP_HSM_UPDATE = 2, /**< something of it has changed */
+	LCAP_HSM_PURGED = 3  /**< it is gone from the MDT's list */
+};
+
+/** What is asked for. The numbers are Lustre's. */
+enum lcap_hsm_action {
+	LCAP_HSM_ACTION_UNKNOWN = 0, /**< see lcap_hsm_raw() */
+	LCAP_HSM_NOOP = 10,
+	LCAP_HSM_ARCHIVE = 20,
+	LCAP_HSM_RESTORE = 21,
+	LCAP_HSM_REMOVE = 22,
+	LCAP_HSM_CANCEL = 23
+};
+
+/** How far an action is. */
+enum lcap_hsm_status {
+	LCAP_HSM_STATUS_UNKNOWN = 0, /**< none, or see lcap_hsm_raw() */
+	LCAP_HSM_WAITING = 1,
+	LCAP_HSM_STARTED = 2,
+	LCAP_HSM_FAILED = 3,
+	LCAP_HSM_CANCELED = 4,
+	LCAP_HSM_SUCCEED = 5
+};
+
+/** Who noticed. */
+enum lcap_hsm_source {
+	LCAP_HSM_FROM_ACTIONS = 1,    /**< the MDT's list */
+	LCAP_HSM_FROM_UPCALL = 2,     /**< a request that the MDT diverted */
+	LCAP_HSM_FROM_COORDINATOR = 3 /**< lcapd's own coordinator */
+};
+
+/** \a he_bits */
+enum lcap_hsm_bits {
+	LCAP_HSM_RAW_CUT = 0x1,  /**< the line was longer than an event has room for */
+	LCAP_HSM_SNAPSHOT = 0x2  /**< tells the present state, not a change */
+};
+
+/** An event, in the buffer that it was received in. Later versions may put fields before the data. */
+struct lcap_hsm_event {
+	__u16 he_namelen;       /**< bytes after the first 64 */
+	__u16 he_flags;         /**< of the record's format */
+	__u32 he_type;          /**< LCAP_HSM_TYPE */
+	__u64 he_index;         /**< number of the event on its MDT */
+	__u64 he_prev;          /**< the event before it of the same action, 0 if none */
+	__u64 he_time;          /**< when it was noticed: seconds << 30 | nanoseconds */
+	struct lu_fid he_fid;   /**< the file */
+	struct lu_fid he_dfid;  /**< what holds the data: another object while a restore runs */
+	__u16 he_fixed;         /**< offset of the data from here */
+	__u8 he_kind;           /**< enum lcap_hsm_kind */
+	__u8 he_source;         /**< enum lcap_hsm_source */
+	__u8 he_action;         /**< enum lcap_hsm_action */
+	__u8 he_status;         /**< enum lcap_hsm_status; of a purge, the last one that was seen */
+	__u8 he_last_status;    /**< before this event */
+	__u8 he_bits;           /**< enum lcap_hsm_bits */
+	__u32 he_cat_idx;       /**< place in the list: unique at one time, used again later */
+	__u32 he_rec_idx;       /**< likewise */
+	__u64 he_cookie;        /**< number of the request */
+	__u64 he_compound;      /**< 0 in newer versions of Lustre */
+	__u64 he_request_flags; /**< flags of the request */
+	__u64 he_offset;        /**< first byte */
+	__u64 he_length;        /**< number of bytes, all ones for all */
+	__u64 he_gid;           /**< group lock */
+	__u64 he_created;       /**< when the action was first seen, like he_time */
+	__u32 he_archive_id;    /**< which archive, 0 is any */
+	__u32 he_datalen;       /**< bytes of data that the request has */
+	__u32 he_llog_type;     /**< of the record in the MDT's list */
+	__u32 he_llog_len;      /**< likewise */
+	__u16 he_data_bytes;    /**< bytes of data that are here: Lustre shows 5 at most */
+	__u16 he_raw_bytes;     /**< bytes of the line that are here, see lcap_hsm_raw() */
+	__u32 he_reserved;      /**< 0 */
+} __attribute__((packed));
+
+/** The request's data, as far as it is there: \a he_data_bytes bytes. */
+static inline const char *lcap_hsm_data(const struct lcap_hsm_event *event)
+{
+	return (const char *)event + sizeof(struct changelog_rec) + event->he_fixed;
+}
+
+/** NEW, UPDATE or PURGED. */
+static inline const char *lcap_hsm_kind2str(unsigned int kind)
+{
+	return kind == LCAP_HSM_NEW      ? "NEW"
+	       : kind == LCAP_HSM_UPDATE ? "UPDATE"
+	       : kind == LCAP_HSM_PURGED ? "PURGED"
+					 : "UNKNOWN";
+}
+
+/** Lustre's word for an action. */
+static inline const char *lcap_hsm_action2str(unsigned int action)
+{
+	return action == LCAP_HSM_NOOP      ? "NOOP"
+	       : action == LCAP_HSM_ARCHIVE ? "ARCHIVE"
+	       : action == LCAP_HSM_RESTORE ? "RESTORE"
+	       : action == LCAP_HSM_REMOVE  ? "REMOVE"
+	       : action == LCAP_HSM_CANCEL  ? "CANCEL"
+					    : "UNKNOWN";
+}
+
+/** Lustre's word for a status. */
+static inline const char *lcap_hsm_status2str(unsigned int status)
+{
+	return status == LCAP_HSM_WAITING    ? "WAITING"
+	       : status == LCAP_HSM_STARTED  ? "STARTED"
+	       : status == LCAP_HSM_FAILED   ? "FAILED"
+	       : status == LCAP_HSM_CANCELED ? "CANCELED"
+	       : status == LCAP_HSM_SUCCEED  ? "SUCCEED"
+					     : "UNKNOWN";
+}
+
+/**
+ * Receive one HSM event. Waits for it. Return values and ownership as lcap_changelog_recv(), and
+ *
+ * \param[in]  ctx    a context on a stream of kind "hsm"
+ * \param[out] event  the event, to be given back with lcap_hsm_free(); NULL unless 0 returns
+ *
+ * \retval -EPROTO  the stream carries changelog records; the one that came is given back
+ */
+int lcap_hsm_recv(struct lcap_cl_ctx *ctx, struct lcap_hsm_event **event);
+
+/** Give an event back, as lcap_changelog_free() does. */
+int lcap_hsm_free(struct lcap_cl_ctx *ctx, struct lcap_hsm_event **event);
+
+/**
+ * The line that the MDT printed for the action (of a purge: the last one), with a NUL.
+ *
+ * \param[in]  event  the event
+ * \param[out] text   room for it; may be NULL if \a size is 0
+ * \param[in]  size   bytes of room; what does not fit is left out
+ *
+ * \return length of the whole line, as snprintf() would; or a negative errno
+ */
+int lcap_hsm_raw(const struct lcap_hsm_event *event, char *text, size_t size);
+
+/**
+ * The event as JSON, with a NUL; docs/protocol.md has the keys. Likewise.
+ *
+ * \param[in] mdtname  name of the MDT that it came from
+ */
+int lcap_hsm_json(const char *mdtname, const struct lcap_hsm_event *event, char *text, size_t size);
 
 /** Text of an error number, positive: of the system's and of libzmq's. Valid until the next call. */
 const char *lcap_strerror(int errnum);

@@ -42,12 +42,12 @@ if command -v strip > /dev/null; then
 fi
 install -m 755 "$OUT/liblcap_llapi.so" "$DESTDIR$LIBDIR/liblcap_llapi.so"
 
-install -m 644 include/lcap_client.h include/lcap_changelog.h "$DESTDIR$PREFIX/include/"
+install -m 644 include/lcap_client.h include/lcap_changelog.h include/lcap_mover.h "$DESTDIR$PREFIX/include/"
 sed -e "s|@PREFIX@|$PREFIX|" -e "s|@LIBDIR@|$LIBDIR|" -e "s|@VERSION@|$version|" \
 	packaging/lcapclient.pc.in > "$DESTDIR$LIBDIR/pkgconfig/lcapclient.pc"
 chmod 644 "$DESTDIR$LIBDIR/pkgconfig/lcapclient.pc"
 
-for page in docs/man/lcap_client.3.md docs/man/liblcap_llapi.7.md; do
+for page in docs/man/lcap_client.3.md docs/man/lcap_mover.3.md docs/man/liblcap_llapi.7.md; do
 	name=$(basename "$page" .md)
 	section=${name##*.}
 	if command -v pandoc > /dev/null; then

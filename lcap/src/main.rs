@@ -8,6 +8,7 @@ mod changelog;
 mod clear;
 mod demo;
 mod doctor;
+mod hsm;
 mod policy;
 mod reader;
 mod screen;
@@ -51,6 +52,8 @@ enum Command {
     Record(record::RecordArgs),
     /// Serve simulated MDTs as files that behave like changelog devices.
     Sim(sim::SimArgs),
+    /// Look at the queue of HSM requests, and work on it.
+    Hsm(hsm::HsmArgs),
     /// Look at policy modules.
     Policy(policy::PolicyArgs),
     /// Run a daemon with simulated MDTs and a few clients, and prove that nothing is lost.
@@ -68,6 +71,7 @@ fn main() -> ExitCode {
         Command::Doctor(args) => doctor::run(&args),
         Command::Record(args) => record::run(&args),
         Command::Sim(args) => sim::run(&args),
+        Command::Hsm(args) => hsm::run(&args),
         Command::Policy(args) => policy::run(&args),
         Command::Demo(args) => demo::run(&args),
     };

@@ -97,8 +97,13 @@ pub fn mount(args: &SimArgs) -> anyhow::Result<Simulation> {
             (Some(scratch), path)
         }
     };
-    let options =
-        SimOptions { rate: args.rate, records: args.records, seed: args.seed, gaps: args.gaps };
+    let options = SimOptions {
+        rate: args.rate,
+        records: args.records,
+        seed: args.seed,
+        gaps: args.gaps,
+        ..SimOptions::default()
+    };
     let users: Vec<u32> = (1..=args.users).collect();
     let mut mdts: Vec<(MdtName, Arc<SimMdt>)> = Vec::new();
     for name in &args.mdts {

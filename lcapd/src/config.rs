@@ -12,10 +12,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lcap_ffi::MdtName;
-use lcap_wire::control::Delivery;
+use lcap_wire::control::{Delivery, StreamKind};
 use serde::{Deserialize, Deserializer};
 use toml::Spanned;
 
+use crate::actions::place::ListPlace;
+use crate::hsm::config::{Hsm, RawHsm};
 use crate::policy::PolicyConfig;
 use crate::sink::config::{RawSink, SinkConfig};
 use crate::source::SourceUri;
@@ -29,8 +31,10 @@ pub struct Config {
     pub server: Server,
     /// One per MDT.
     pub mdts: Vec<Mdt>,
-    /// At least one.
+    /// At least one, unless HSM requests are all that is served.
     pub streams: Vec<Stream>,
+    /// The queue of HSM requests.
+    pub hsm: Option<Hsm>,
     /// Streams to other systems.
     pub sinks: Vec<Arc<SinkConfig>>,
 }
@@ -52,6 +56,10 @@ pub struct Server {
     pub clear_keep_alive: Duration,
     /// How often a client has to be heard of; silent for five times as long, it is gone.
     pub heartbeat: Duration,
+    /// A list of HSM actions is read at least this often.
+    pub hsm_audit_interval: Duration,
+    /// So many HSM events of an MDT are kept for readers that do not acknowledge them.
+    pub hsm_max_events: u64,
     /// Where policy modules are looked for first.
     pub policy_path: Vec<PathBuf>,
     /// A call into a policy module that takes longer is an error.
@@ -71,6 +79,35 @@ pub struct Mdt {
     pub source: SourceUri,
     /// The source as it was written, for people.
     pub source_text: String,
+    /// Where its list of HSM actions is.
+    pub hsm_actions: HsmSource,
+}
+
+/// `hsm_actions` of an MDT.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HsmSource {
+    /// Where Lustre has it.
+    Auto,
+    /// Nobody wants to know.
+    Off,
+    /// A path, or a pattern in which a component with wildcards stands for the MDT's name.
+    Path(PathBuf),
+}
+
+impl Mdt {
+    /// Where the list of its HSM actions is to be looked for, if at all.
+    pub fn hsm_place(&self) -> Option<ListPlace> {
+        match (&self.hsm_actions, &self.source) {
+            (HsmSource::Off, _) => None,
+            (HsmSource::Path(pattern), _) => Some(ListPlace::of_pattern(pattern, &self.name)),
+            (HsmSource::Auto, SourceUri::Sim(options)) => {
+                Some(ListPlace::Sim(Arc::new(options.actions(&self.name)?)))
+            }
+            // The other lcapd reads it.
+            (HsmSource::Auto, SourceUri::Relay { .. } | SourceUri::Replay { .. }) => None,
+            (HsmSource::Auto, _) => Some(ListPlace::of_kernel(&self.name)),
+        }
+    }
 }
 
 /// `[[stream]]`.
@@ -78,6 +115,8 @@ pub struct Mdt {
 pub struct Stream {
     /// Its name.
     pub name: String,
+    /// What it carries.
+    pub kind: StreamKind,
     /// Who gets what.
     pub delivery: Delivery,
     /// Endpoint of its data socket.
@@ -125,6 +164,7 @@ struct RawConfig {
     mdt: Vec<RawMdt>,
     #[serde(default)]
     stream: Vec<RawStream>,
+    hsm: Option<RawHsm>,
     #[serde(default)]
     sink: Vec<RawSink>,
 }
@@ -141,6 +181,8 @@ struct RawServer {
     heartbeat: Option<Span>,
     max_idle: Option<Span>,
     max_lag: Option<u64>,
+    hsm_audit_interval: Option<Span>,
+    hsm_max_events: Option<u64>,
     policy_path: Vec<PathBuf>,
     policy_timeout: Option<Span>,
     http: Option<Spanned<String>>,
@@ -153,16 +195,14 @@ struct RawMdt {
     name: Spanned<String>,
     user: Option<String>,
     source: Option<Spanned<String>>,
-    /// Accepted for the HSM action stream, which a later release brings.
-    #[serde(rename = "hsm_actions")]
-    _hsm_actions: Option<toml::Value>,
+    hsm_actions: Option<Spanned<RawHsmActions>>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawStream {
     name: Spanned<String>,
-    kind: Option<Spanned<String>>,
+    kind: Option<StreamKind>,
     delivery: Spanned<Delivery>,
     publish: Spanned<String>,
     lanes: Option<Spanned<u16>>,
@@ -170,6 +210,14 @@ struct RawStream {
     policies: Vec<Spanned<toml::Table>>,
     max_idle: Option<Span>,
     max_lag: Option<u64>,
+}
+
+/// `"auto"`, `false`, a path or a pattern.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged)]
+enum RawHsmActions {
+    Switch(bool),
+    Text(String),
 }
 
 /// `"64MiB"`, `"1GiB"`, or a number of bytes.
@@ -298,7 +346,19 @@ impl Config {
             }
             mdts.push(mdt);
         }
-        if mdts.is_empty() {
+        let hsm = raw.hsm.as_ref().map(RawHsm::check).transpose();
+        let hsm = hsm.map_err(|(at, key, problem)| place.error(at, key, problem))?;
+        if let Some(hsm) = &raw.hsm {
+            let plain = raw.server.allow_plaintext;
+            if let Some(movers) = &hsm.movers {
+                check_endpoint(&place, movers, "hsm.movers", plain)?;
+            }
+            if let Some(port) = &hsm.json_port {
+                let url = Spanned::new(port.span(), format!("tcp://{}", port.get_ref()));
+                check_endpoint(&place, &url, "hsm.json_port", plain)?;
+            }
+        }
+        if mdts.is_empty() && hsm.is_none() {
             return Err(place.error(None, "mdt", "no [[mdt]] given; there is nothing to read"));
         }
         let mut streams: Vec<Stream> = Vec::new();
@@ -322,14 +382,14 @@ impl Config {
             }
             streams.push(stream);
         }
-        if streams.is_empty() {
+        if streams.is_empty() && (hsm.is_none() || !mdts.is_empty()) {
             return Err(place.error(None, "stream", "no [[stream]] given; nobody could read"));
         }
         let mut sinks = Vec::new();
         for raw_sink in &raw.sink {
             sinks.push(Arc::new(raw_sink.check(&place, &streams, &sinks)?));
         }
-        Ok(Self { path: path.to_owned(), server, mdts, streams, sinks })
+        Ok(Self { path: path.to_owned(), server, mdts, streams, sinks, hsm })
     }
 }
 
@@ -383,6 +443,10 @@ impl RawServer {
             clear_records: self.clear_records.unwrap_or(10_000).max(1),
             clear_keep_alive: seconds(self.clear_keep_alive, 3600),
             heartbeat: seconds(self.heartbeat, 1).max(Duration::from_millis(10)),
+            // Half of the time that Lustre keeps what is over in its list.
+            hsm_audit_interval: seconds(self.hsm_audit_interval, 30)
+                .max(Duration::from_millis(100)),
+            hsm_max_events: self.hsm_max_events.unwrap_or(1_000_000).max(1000),
             policy_path: self.policy_path.clone(),
             policy_timeout: seconds(self.policy_timeout, 10).max(Duration::from_millis(100)),
             http,
@@ -398,7 +462,19 @@ impl RawMdt {
         let at = self.source.as_ref().map(Spanned::span);
         let source: SourceUri =
             source_text.parse().map_err(|e| place.error(at.clone(), "mdt.source", e))?;
-        Ok(Mdt { name, user: self.user.clone(), source, source_text })
+        let hsm_actions = match self.hsm_actions.as_ref().map(|raw| (raw.get_ref(), raw.span())) {
+            None | Some((RawHsmActions::Switch(true), _)) => HsmSource::Auto,
+            Some((RawHsmActions::Switch(false), _)) => HsmSource::Off,
+            Some((RawHsmActions::Text(text), _)) if text == "auto" => HsmSource::Auto,
+            Some((RawHsmActions::Text(text), _)) if text.starts_with('/') => {
+                HsmSource::Path(text.into())
+            }
+            Some((_, at)) => {
+                let problem = "expected \"auto\", false, or an absolute path (or pattern)";
+                return Err(place.error(Some(at), "mdt.hsm_actions", problem));
+            }
+        };
+        Ok(Mdt { name, user: self.user.clone(), source, source_text, hsm_actions })
     }
 }
 
@@ -409,12 +485,6 @@ impl RawStream {
         if name.is_empty() || name.len() > 64 || !name.chars().all(plain) {
             let problem = "1 to 64 letters, digits, `_`, `-` or `.` are allowed";
             return Err(place.error(Some(self.name.span()), "stream.name", problem));
-        }
-        if let Some(kind) = &self.kind
-            && kind.get_ref() != "changelog"
-        {
-            let problem = format!("`{}` is not served by this release", kind.get_ref());
-            return Err(place.error(Some(kind.span()), "stream.kind", problem));
         }
         check_endpoint(place, &self.publish, "stream.publish", server.allow_plaintext)?;
         let delivery = *self.delivery.get_ref();
@@ -434,7 +504,8 @@ impl RawStream {
         let max_idle = self.max_idle.or(server.max_idle).map_or(DEFAULT_MAX_IDLE, |span| span.0);
         let max_lag = self.max_lag.or(server.max_lag).unwrap_or(DEFAULT_MAX_LAG);
         let publish = self.publish.get_ref().clone();
-        Ok(Stream { name, delivery, publish, lanes, policies, max_idle, max_lag })
+        let kind = self.kind.unwrap_or_default();
+        Ok(Stream { name, kind, delivery, publish, lanes, policies, max_idle, max_lag })
     }
 }
 

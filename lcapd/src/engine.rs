@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lcap_ffi::{MdtName, RecordIndex};
-use lcap_wire::control::{Delivery, Reply};
+use lcap_wire::control::{Delivery, Reply, StreamKind};
 use tracing::{error, info, warn};
 
 use crate::pipeline::Outgoing;
@@ -149,6 +149,8 @@ pub struct CatchUpStart {
     pub follow: bool,
     /// Which records the client wants.
     pub filter: Option<Arc<Tap>>,
+    /// The present state first, and `from` means what comes after it.
+    pub snapshot: bool,
 }
 
 /// What the engine is told of an MDT when it is made.
@@ -156,10 +158,26 @@ pub struct CatchUpStart {
 pub struct MdtSetup {
     /// Its name.
     pub name: MdtName,
+    /// What this log of it holds: an MDT may have one of each kind.
+    pub kind: StreamKind,
     /// Its source, for people.
     pub source: String,
     /// We may clear it: we have a changelog user there.
     pub clears: bool,
+}
+
+/// What an MDT's log of that kind is called in the store.
+pub fn log_key(kind: StreamKind, mdt: &MdtName) -> String {
+    match kind {
+        StreamKind::Changelog => mdt.to_string(),
+        StreamKind::Hsm => format!("hsm:{mdt}"), // no MDT's name has a colon
+    }
+}
+
+impl MdtSetup {
+    fn key(&self) -> String {
+        log_key(self.kind, &self.name)
+    }
 }
 
 /// What the engine is told of a stream when it is made.
@@ -167,6 +185,8 @@ pub struct MdtSetup {
 pub struct StreamSetup {
     /// Its name.
     pub name: String,
+    /// Which logs it reads.
+    pub kind: StreamKind,
     /// Who gets what.
     pub delivery: Delivery,
     /// Where clients connect for data.
@@ -343,7 +363,7 @@ impl Engine {
         let mut mdts: Vec<Mdt> = mdts
             .into_iter()
             .map(|setup| {
-                let state = saved.mdts.get(setup.name.as_str()).cloned().unwrap_or_default();
+                let state = saved.mdts.get(&setup.key()).cloned().unwrap_or_default();
                 let retention = Retention::new(settings.clear, RecordIndex::new(state.cleared));
                 Mdt { setup, state, retention, now: MdtNow::default(), clear_trouble: None }
             })
@@ -351,7 +371,8 @@ impl Engine {
         let streams = streams.into_iter().map(|setup| Stream::restore(setup, &mdts, saved));
         let streams: Vec<Stream> = streams.collect();
         for (at, mdt) in mdts.iter_mut().enumerate() {
-            let allowed = floor(streams.iter().map(|stream| stream.need(at)));
+            let own = streams.iter().filter(|stream| stream.setup.kind == mdt.setup.kind);
+            let allowed = floor(own.map(|stream| stream.need(at)));
             mdt.retention.was_allowed(allowed.unwrap_or_default());
         }
         Self {
@@ -516,18 +537,21 @@ impl Engine {
     }
 
     fn is_on_disk(&mut self, change: Change) {
-        let mdt_at = |name: &str| self.mdts.iter().position(|m| m.setup.name.as_str() == name);
+        let mdts = &self.mdts;
+        let mdt_at = |stream: &Stream, name: &str| {
+            mdts.iter().position(|m| m.setup.name.as_str() == name && stream.reads(m))
+        };
         match change {
             Change::Stream(stream, mdt, index) => {
-                let mdt = mdt_at(&mdt);
                 let stream = self.streams.iter_mut().find(|s| s.setup.name == stream);
+                let mdt = stream.as_ref().and_then(|stream| mdt_at(stream, &mdt));
                 if let Some(entry) = stream.zip(mdt).and_then(|(s, m)| s.mdts.get_mut(m)) {
                     entry.persisted = index;
                 }
             }
             Change::Watermark((stream, reader), mdt, index) => {
-                let mdt = mdt_at(&mdt);
                 let stream = self.streams.iter_mut().find(|s| s.setup.name == stream);
+                let mdt = stream.as_ref().and_then(|stream| mdt_at(stream, &mdt));
                 let reader = stream.and_then(|s| s.readers.get_mut(&reader));
                 if let Some(persisted) = reader.zip(mdt).and_then(|(r, m)| r.persisted.get_mut(m)) {
                     *persisted = index;
@@ -547,7 +571,7 @@ impl Engine {
                     info!(mdt = %entry.setup.name, upto = upto.get(), "changelog is cleared again");
                 }
                 entry.state.cleared = entry.retention.cleared().get();
-                let change = Change::Mdt(entry.setup.name.to_string(), entry.state.clone());
+                let change = Change::Mdt(entry.setup.key(), entry.state.clone());
                 self.dirty.add(change, now);
             }
             Err(error) => {
@@ -602,6 +626,9 @@ impl Engine {
     fn settle_all(&mut self, now: Now) {
         for stream in &mut self.streams {
             for mdt_at in 0..self.mdts.len() {
+                if !stream.reads(&self.mdts[mdt_at]) {
+                    continue;
+                }
                 stream.settle(mdt_at, &self.mdts[mdt_at].setup.name, &mut self.dirty, now);
             }
         }
@@ -611,6 +638,9 @@ impl Engine {
         for mdt_at in 0..self.mdts.len() {
             let mut needs = Vec::with_capacity(self.streams.len());
             for (stream_at, stream) in self.streams.iter_mut().enumerate() {
+                if !stream.reads(&self.mdts[mdt_at]) {
+                    continue;
+                }
                 let need = stream.need(mdt_at);
                 needs.push(if stream.setup.policy_clears {
                     stream.ask_policy(stream_at, mdt_at, need, &mut self.effects)
@@ -651,7 +681,9 @@ impl Engine {
                 if reader.state.suspended || idle <= max_idle || is_sink {
                     continue;
                 }
-                let lags = self.mdts.iter().zip(&reader.positions).map(|(mdt, position)| {
+                let own = self.mdts.iter().zip(&reader.positions);
+                let own = own.filter(|(mdt, _)| mdt.setup.kind == stream.setup.kind);
+                let lags = own.map(|(mdt, position)| {
                     mdt.now.read_index.get().saturating_sub(position.watermark().get())
                 });
                 let lag = lags.max().unwrap_or(0);
@@ -684,7 +716,7 @@ impl Engine {
         mdt.retention.rewind(gap.first);
         mdt.state.cleared = mdt.retention.cleared().get();
         let name = mdt.setup.name.to_string();
-        self.dirty.add(Change::Mdt(name.clone(), mdt.state.clone()), now);
+        self.dirty.add(Change::Mdt(mdt.setup.key(), mdt.state.clone()), now);
         // What their clients say from now on may be of the history before: they start again, and
         // are told from where.
         let here: Vec<u64> =
@@ -692,7 +724,8 @@ impl Engine {
         for session in here {
             self.lose_session(session, libc::ESTALE, "the MDT began a new history", now);
         }
-        for stream in &mut self.streams {
+        let kind = self.mdts.get(mdt_at).map(|mdt| mdt.setup.kind);
+        for stream in self.streams.iter_mut().filter(|s| Some(s.setup.kind) == kind) {
             let stream_name = stream.setup.name.clone();
             let Some(entry) = stream.mdts.get_mut(mdt_at) else { continue };
             let before = gap.first.prev();
@@ -757,6 +790,12 @@ impl Stream {
         });
         let readers = readers.collect();
         Self { setup, mdts: per_mdt, readers, taps: Vec::new(), next_tap: 1 }
+    }
+
+    /// Whether it is a log of the kind that the stream carries. Of others the stream has entries, too,
+    /// so that one number means the same log everywhere, but nothing ever happens there.
+    fn reads(&self, mdt: &Mdt) -> bool {
+        self.setup.kind == mdt.setup.kind
     }
 
     /// What the stream needs of an MDT: only what is on disk counts.

@@ -11,12 +11,16 @@ use std::time::Instant;
 
 use lcap_ffi::RecordIndex;
 
+use crate::actions::journal::Snapshot;
 use crate::batch::Batch;
+use crate::buffers::Buffers;
 use crate::log::{Entry, Gap, Lookup, MdtLog, Place};
 use crate::reader::{Piece, pieces};
 use crate::source::{ChangelogSource, ReadOutcome, SourceError, Upstream, WaitFor};
 use crate::wake::Waker;
 
+/// A state is given out in pieces of about so many bytes.
+const STATE_BYTES: usize = 64 << 10;
 /// Pause before a source that cannot follow is opened again.
 pub const REOPEN_PAUSE: std::time::Duration = std::time::Duration::from_secs(1);
 
@@ -28,7 +32,7 @@ pub struct Follower {
     place: Arc<Place>,
     next: RecordIndex,
     generation: u16,
-    read_bytes: usize,
+    buffers: Arc<Buffers>,
     mode: Mode,
     /// What lies right before `next` was read once: if the source begins later, records are gone.
     continues: bool,
@@ -36,6 +40,8 @@ pub struct Follower {
     pending: VecDeque<Piece>,
     /// What the log last said of the source, if it had nothing for us.
     at_end: bool,
+    /// The state that comes before everything else.
+    state: Option<Snapshot>,
 }
 
 #[derive(Debug)]
@@ -77,7 +83,7 @@ impl Follower {
         upstream: Arc<dyn Upstream>,
         from: RecordIndex,
         continues: bool,
-        read_bytes: usize,
+        buffers: Arc<Buffers>,
         waker: Waker,
     ) -> Self {
         let (_, generation) = log.head();
@@ -88,12 +94,19 @@ impl Follower {
             place,
             next: from,
             generation,
-            read_bytes,
+            buffers,
             mode: Mode::Lost,
             continues,
             pending: VecDeque::new(),
             at_end: false,
+            state: None,
         }
+    }
+
+    /// Begins with a state instead of what led to it.
+    pub fn begin_with(&mut self, state: Snapshot) {
+        self.continues = false;
+        self.state = Some(state);
     }
 
     /// Asks the source where its end is now: [`Step::Head`] and [`Step::Wait`] say `at_end` only
@@ -122,7 +135,8 @@ impl Follower {
 
     /// Whether there may be more than [`Step::Head`] now; asked after the waker was armed.
     pub fn has_news(&self) -> bool {
-        !self.pending.is_empty()
+        self.state.is_some()
+            || !self.pending.is_empty()
             || matches!(self.mode, Mode::Memory(serial) if self.log.has_news(serial, self.at_end))
     }
 
@@ -145,6 +159,9 @@ impl Follower {
             if let Some(step) = self.take_piece(piece) {
                 return Ok(step);
             }
+        }
+        if let Some(step) = self.step_state()? {
+            return Ok(step);
         }
         loop {
             match &mut self.mode {
@@ -174,6 +191,31 @@ impl Follower {
                 },
             }
         }
+    }
+
+    /// The next part of the state. Its events have holes between their indexes: what is missing has no
+    /// part in it.
+    fn step_state(&mut self) -> Result<Option<Step>, SourceError> {
+        let Some(state) = &mut self.state else { return Ok(None) };
+        let mut bytes = Vec::new();
+        let read = state.read(STATE_BYTES, &mut bytes);
+        let failed = |source| SourceError::Io {
+            action: "read",
+            what: "the state of HSM actions".to_owned(),
+            source,
+        };
+        if !read.map_err(failed)? {
+            // What comes after it goes on without a hole.
+            self.next = self.next.max(state.next_index());
+            self.continues = true;
+            self.state = None;
+            return Ok(None);
+        }
+        let batch = Batch::parse(bytes).map_err(|problem| SourceError::Malformed {
+            what: "the state of HSM actions".to_owned(),
+            problem: problem.to_string(),
+        })?;
+        Ok(self.take(Entry::Records(Arc::new(batch))))
     }
 
     fn take(&mut self, entry: Entry) -> Option<Step> {
@@ -209,8 +251,8 @@ impl Follower {
 
     fn read_source(&mut self) -> Result<Step, SourceError> {
         let Mode::Source(source) = &mut self.mode else { return Ok(Step::Head { at_end: false }) };
-        let mut buf = Vec::with_capacity(self.read_bytes);
-        let outcome = source.read(&mut buf).inspect_err(|_| self.mode = Mode::Lost)?;
+        let mut buffer = self.buffers.take();
+        let outcome = source.read(&mut buffer.bytes).inspect_err(|_| self.mode = Mode::Lost)?;
         match outcome {
             ReadOutcome::Lost { first, last } => {
                 let gap = Gap { first, last, generation: self.generation, rewinds: false };
@@ -224,7 +266,7 @@ impl Follower {
                 Ok(Step::Wait { on, at_end: true })
             }
             ReadOutcome::Bytes(_) => {
-                let batch = Batch::parse(trim(buf)).map_err(|error| {
+                let batch = Batch::parse_pooled(buffer, &self.buffers).map_err(|error| {
                     self.mode = Mode::Lost;
                     SourceError::Malformed {
                         what: "catch-up read".to_owned(),
@@ -252,14 +294,6 @@ impl Drop for Follower {
     fn drop(&mut self) {
         self.log.unfollow(&self.place);
     }
-}
-
-/// Gives back what a short read did not fill: the log counts what it keeps.
-pub fn trim(mut buf: Vec<u8>) -> Vec<u8> {
-    if buf.len() < buf.capacity() / 4 * 3 {
-        buf.shrink_to_fit();
-    }
-    buf
 }
 
 /// Sleeps until `waker` is woken or what `on` names has come; `until` bounds it.

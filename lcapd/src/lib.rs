@@ -3,7 +3,9 @@
 //! Records go `source → reader → log → follower → pipeline (policies) → worker → publisher or
 //! queue → client`, and acknowledgements come back `client → engine → store → clearer`.
 
+pub mod actions;
 pub mod batch;
+pub mod buffers;
 pub mod catch_up;
 pub mod clearer;
 pub mod config;
@@ -16,6 +18,7 @@ pub mod http;
 pub mod log;
 pub mod metrics;
 pub mod overlap;
+pub mod pace;
 pub mod pipeline;
 pub mod policies;
 pub mod policy;

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crossbeam_channel::Receiver;
 use lcap_ffi::zmq_frame::send_shared;
 use lcap_ffi::{MdtName, RecordIndex};
+use lcap_wire::control::StreamKind;
 use lcap_wire::frame::{parse_hello_topic, topic};
 use lcap_wire::{Header, Kind};
 use tracing::{debug, error};
@@ -24,12 +25,14 @@ const BURST: usize = 64;
 pub struct Publisher {
     /// Its name.
     pub stream: String,
+    /// What its messages carry: what is a message of records to everybody else may be events.
+    pub kind: StreamKind,
     /// A bound socket, see [`socket`].
     pub socket: zmq::Socket,
     /// One life of lcapd.
     pub epoch: u64,
-    /// By MDT, see [`Topic::new`].
-    pub topics: Vec<Topic>,
+    /// By MDT, see [`Topic::new`]; `None` for what the stream does not carry.
+    pub topics: Vec<Option<Topic>>,
     /// What to send.
     pub messages: Receiver<Published>,
     /// Filters of consumers.
@@ -85,13 +88,23 @@ pub fn socket(context: &zmq::Context, send_limit: i32) -> Result<zmq::Socket, zm
 fn send(
     socket: &mut zmq::Socket,
     epoch: u64,
+    kind: StreamKind,
     topic: &[u8],
     message: &Outgoing,
 ) -> Result<(), zmq::Error> {
-    let header = Header { epoch, ..message.header.clone() };
+    let kind = kind_on_wire(message.header.kind, kind);
+    let header = Header { epoch, kind, ..message.header.clone() };
     socket.send(topic, zmq::SNDMORE)?;
     socket.send(header.encode().as_slice(), zmq::SNDMORE)?;
     send_shared(socket, message.body.share(), 0)
+}
+
+/// Inside lcapd, events are records. Outside they are told apart.
+pub fn kind_on_wire(kind: Kind, stream: StreamKind) -> Kind {
+    match (kind, stream) {
+        (Kind::Records, StreamKind::Hsm) => Kind::Hsm,
+        (kind, _) => kind,
+    }
 }
 
 impl Publisher {
@@ -129,15 +142,15 @@ impl Publisher {
 
     fn publish(&mut self, published: &Published) -> Result<(), zmq::Error> {
         let Published { mdt_at, message, filtered } = published;
-        let Some(at) = self.topics.get_mut(*mdt_at) else { return Ok(()) };
+        let Some(Some(at)) = self.topics.get_mut(*mdt_at) else { return Ok(()) };
         at.sequence = message.header.sequence;
         at.low = message.header.low;
         at.generation = message.header.generation;
         for (tap, message) in filtered {
             let topic = topic(&topic_name(&self.stream, *tap), &at.mdt);
-            send(&mut self.socket, self.epoch, &topic, message)?;
+            send(&mut self.socket, self.epoch, self.kind, &topic, message)?;
         }
-        send(&mut self.socket, self.epoch, &at.bytes, message)?;
+        send(&mut self.socket, self.epoch, self.kind, &at.bytes, message)?;
         self.figures.latency.observe(message.read_at.elapsed());
         Ok(())
     }
@@ -155,7 +168,8 @@ impl Publisher {
                 debug!(stream = self.stream, name, "subscription to a topic that is not served");
                 continue;
             }
-            let Some(topic) = self.topics.iter().find(|topic| topic.mdt.as_str() == mdt) else {
+            let mut topics = self.topics.iter().flatten();
+            let Some(topic) = topics.find(|topic| topic.mdt.as_str() == mdt) else {
                 debug!(stream = self.stream, mdt, "subscription to an MDT that is not served");
                 continue;
             };

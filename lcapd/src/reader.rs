@@ -1,19 +1,23 @@
 //! One thread per MDT: source → batches → log. It does nothing else that can block.
 #![forbid(unsafe_code)]
 
+use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 use lcap_ffi::record::split_first;
-use lcap_ffi::{MdtName, RecordIndex};
+use lcap_ffi::{MdtName, RecordIndex, RecordType};
 use tracing::{error, info, warn};
 
+use crate::actions::Due;
 use crate::batch::Batch;
-use crate::follower::{REOPEN_PAUSE, sleep_on, trim};
+use crate::buffers::{Buffer, Buffers};
+use crate::follower::{REOPEN_PAUSE, sleep_on};
 use crate::log::{Entry, Gap, MdtLog};
 use crate::overlap::{Digest, OVERLAP_RECORDS, Overlap, Verdict};
+use crate::pace::Pace;
 use crate::server::Outcome;
 use crate::source::{ReadOutcome, SourceError, Upstream, WaitFor};
 use crate::timeline::Timeline;
@@ -72,8 +76,10 @@ pub struct Reader {
     pub log: Arc<MdtLog>,
     /// What others may know.
     pub stats: Arc<ReaderStats>,
-    /// Size of a read buffer.
-    pub read_bytes: usize,
+    /// Memory to read into.
+    pub buffers: Arc<Buffers>,
+    /// How often to look while records keep coming.
+    pub pace: Pace,
     /// What was read last in an earlier life, to compare with.
     pub known: Vec<Digest>,
     /// Where the engine learns of gaps and new histories.
@@ -84,6 +90,8 @@ pub struct Reader {
     pub waker: Waker,
     /// Set before the last wake.
     pub stop: Arc<AtomicBool>,
+    /// To be told of HSM records: the MDT's list of actions has changed.
+    pub hsm_due: Option<Due>,
 }
 
 /// Where a reader is with a source that it has just opened.
@@ -97,6 +105,8 @@ enum Place {
 impl Reader {
     /// Reads until told to stop. A source that fails is opened again, later and later.
     pub fn run(&mut self) {
+        // The kernel may else wake us 50 µs late to save power.
+        let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1));
         let mut backoff = MIN_BACKOFF;
         while !self.stopped() {
             let started = Instant::now();
@@ -129,21 +139,28 @@ impl Reader {
         let from = overlap.start().map_or(next, |start| start.min(next));
         let mut source = self.upstream.open(from)?;
         let mut place = Place::Comparing(overlap);
-        let mut buf = Vec::with_capacity(self.read_bytes);
+        let mut buffer = self.buffers.take();
         while !self.stopped() {
             if self.log.take_end_wanted() {
                 source.ask_end();
             }
-            let outcome = source.read(&mut buf)?;
+            let outcome = source.read(&mut buffer.bytes)?;
             if self.stats.set_trouble(None) {
                 info!(mdt = %self.mdt, next = %self.log.head().0, "source is back");
             }
             match outcome {
                 ReadOutcome::Bytes(_) => {
-                    let batch = self.take_batch(&mut buf)?;
+                    let drained = is_small(&buffer.bytes);
+                    let batch = self.take_batch(&mut buffer)?;
                     self.take(&mut place, batch);
+                    let again = drained.then(|| self.pace.found(Instant::now())).flatten();
+                    if let Some(at) = again {
+                        let ready = || self.stopped() || self.log.is_end_wanted();
+                        self.waker.sleep(None, Some(at), ready);
+                    }
                 }
                 ReadOutcome::Wait { on, at_end } => {
+                    self.pace.found_nothing();
                     if at_end && self.see_end(&mut place) == Verdict::Nothing {
                         source = self.upstream.open(RecordIndex::new(1))?;
                         continue;
@@ -172,16 +189,17 @@ impl Reader {
 
     /// The batch of what was read. Small reads are copied out, so that the large buffer serves
     /// again.
-    fn take_batch(&self, buf: &mut Vec<u8>) -> Result<Batch, SourceError> {
-        let bytes = if buf.len() < self.read_bytes / 2 {
-            let bytes = buf.as_slice().to_vec();
-            buf.clear();
-            bytes
+    fn take_batch(&self, buffer: &mut Buffer) -> Result<Batch, SourceError> {
+        self.stats.bytes.fetch_add(buffer.bytes.len() as u64, Ordering::Relaxed);
+        let parsed = if is_small(&buffer.bytes) {
+            let bytes = buffer.bytes.as_slice().to_vec();
+            buffer.bytes.clear();
+            Batch::parse(bytes)
         } else {
-            trim(std::mem::replace(buf, Vec::with_capacity(self.read_bytes)))
+            let full = std::mem::replace(buffer, self.buffers.take());
+            Batch::parse_pooled(full, &self.buffers)
         };
-        self.stats.bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-        let problem = match Batch::parse(bytes) {
+        let problem = match parsed {
             Ok(batch) if batch.is_ordered() => return Ok(batch),
             Ok(_) => "indexes go back".to_owned(),
             Err(problem) => problem.to_string(),
@@ -265,6 +283,14 @@ impl Reader {
         self.log.push(Entry::Gap(gap), &self.stop);
     }
 
+    fn note_hsm(&self, batch: &Batch) {
+        let Some(due) = &self.hsm_due else { return };
+        let hsm = RecordType::HSM.0.to_ne_bytes();
+        if (0..batch.len()).any(|nth| batch.record(nth).get(4..8) == Some(&hsm[..])) {
+            due.mark();
+        }
+    }
+
     fn append(&self, batch: Batch) {
         let (next, _) = self.log.head();
         let batch = if batch.last() < next {
@@ -280,6 +306,7 @@ impl Reader {
             match piece {
                 Piece::Hole(first, last) => self.tell_gap(first, last),
                 Piece::Records(batch) => {
+                    self.note_hsm(&batch);
                     self.stats.at_end.store(false, Ordering::Relaxed);
                     self.stats.records.fetch_add(batch.len() as u64, Ordering::Relaxed);
                     if let Ok((first, _)) = split_first(batch.record(0)) {
@@ -294,6 +321,11 @@ impl Reader {
             }
         }
     }
+}
+
+/// Less than half of a buffer: the source had no more.
+fn is_small(bytes: &Vec<u8>) -> bool {
+    bytes.len() < bytes.capacity() / 2
 }
 
 /// Part of what a source gave: records, or the place where some are missing.
@@ -464,12 +496,14 @@ mod tests {
                 upstream: Arc::new(mdt.clone()),
                 log: Arc::clone(&log),
                 stats: Arc::default(),
-                read_bytes: 1 << 16,
+                buffers: Arc::new(Buffers::new(1 << 16, 1)),
+                pace: Pace::default(),
                 known,
                 outcomes: send,
                 engine: waker.clone(),
                 waker: reader_waker.clone(),
                 stop: Arc::clone(&stop),
+                hsm_due: None,
             };
             let thread = Some(std::thread::spawn(move || reader.run()));
             let place = log.follow(waker.clone());

@@ -88,6 +88,9 @@ pub enum SourceError {
     /// A kind of source that this build has not got.
     #[error("{0}: relaying from another lcapd is not built yet")]
     Unsupported(String),
+    /// Of this MDT, only the list of HSM actions is read.
+    #[error("hsm-actions: gives no changelog records")]
+    NoChangelog,
     /// The bytes are not what they should be.
     #[error("{what}: {problem}")]
     Malformed {

@@ -15,27 +15,36 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context as _, Result, anyhow};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 use lcap_ffi::{MdtName, RecordIndex};
-use lcap_wire::control::Delivery;
+use lcap_wire::control::{Delivery, StreamKind};
 use tracing::{error, info, warn};
 
+use crate::actions::poller::{Poller, PollerStats};
+use crate::actions::presence::Presence;
+use crate::actions::upstream::JournalUpstream;
+use crate::actions::{Due, Journal};
+use crate::buffers::Buffers;
 use crate::catch_up::{CatchUp, Handle, LiveWorker, Notify};
 use crate::clearer::Clearer;
-use crate::config::{Config, Stream};
+use crate::config::{Config, Mdt, Stream};
 use crate::engine::retention::ClearPolicy;
-use crate::engine::{CatchUpStart, Engine, MdtSetup, Settings, StreamSetup};
+use crate::engine::{CatchUpStart, Engine, MdtSetup, Settings, StreamSetup, log_key};
 use crate::figures::{self, Figures, ServerStats, StreamFigures};
 use crate::follower::Follower;
 use crate::health::{StatusPort, status_port};
+use crate::hsm;
+use crate::hsm::service::Handle as HsmQueue;
 use crate::http::Http;
 use crate::log::MdtLog;
 use crate::metrics::Metrics;
+use crate::pace::Pace;
 use crate::pipeline::Pipeline;
 use crate::policies::{Keeper, ReloadRequest, StreamPolicies, in_stream};
 use crate::policy::{Loader, PolicyError};
 use crate::publisher::{self, Publisher, Topic};
 use crate::reader::{Reader, ReaderStats, chain};
 use crate::server::{self, CatchUps, MdtEnd, Outcome, Server, WorkerEnd};
-use crate::sink::{self, Sink};
+
+use crate::sink::{self, LiveState, Sink};
 use crate::source::Upstream;
 use crate::store::{Change, Store};
 use crate::taps::Taps;
@@ -46,6 +55,8 @@ use crate::worker::{Output, Progress, Published, Worker};
 const HANDOVER: usize = 8;
 /// Threads that serve clients from the past, at most.
 const MAX_CATCH_UPS: usize = 512;
+/// Buffers of an MDT that lie unused, at most.
+const KEPT_BUFFERS: usize = 8;
 
 /// Memory, divided: what each part may take of the configured limit.
 #[derive(Clone, Copy, Debug)]
@@ -71,12 +82,39 @@ impl Budget {
     }
 }
 
+/// One log of an MDT, as it is to be read.
+struct Unit {
+    name: MdtName,
+    kind: StreamKind,
+    source_text: String,
+    clears: bool,
+    upstream: Arc<dyn Upstream>,
+    /// Of HSM events.
+    journal: Option<Arc<Journal>>,
+    /// To be told of HSM records.
+    hsm_due: Option<Due>,
+}
+
+impl Unit {
+    fn setup(&self) -> MdtSetup {
+        MdtSetup {
+            name: self.name.clone(),
+            kind: self.kind,
+            source: self.source_text.clone(),
+            clears: self.clears,
+        }
+    }
+}
+
 /// One MDT's shared parts.
 #[derive(Clone, Debug)]
 struct MdtParts {
     name: MdtName,
+    kind: StreamKind,
+    journal: Option<Arc<Journal>>,
     upstream: Arc<dyn Upstream>,
     log: Arc<MdtLog>,
+    buffers: Arc<Buffers>,
 }
 
 /// A running daemon.
@@ -163,7 +201,11 @@ pub fn check(config: &Config) -> Result<()> {
 }
 
 fn policies(config: &Config, loader: &Loader, stream: &Stream) -> Result<StreamPolicies> {
-    let mdts = config.mdts.iter().map(|mdt| mdt.name.clone());
+    let reads = |mdt: &&Mdt| match stream.kind {
+        StreamKind::Changelog => mdt.source.is_changelog(),
+        StreamKind::Hsm => mdt.hsm_place().is_some(),
+    };
+    let mdts = config.mdts.iter().filter(reads).map(|mdt| mdt.name.clone());
     StreamPolicies::new(loader, stream, mdts)
         .map_err(|error| anyhow!(in_stream(&config.path, &stream.name, &error)))
 }
@@ -220,6 +262,7 @@ impl Daemon {
             endpoints.push(publish.clone());
             setups.push(StreamSetup {
                 name: stream.name.clone(),
+                kind: stream.kind,
                 delivery: stream.delivery,
                 publish,
                 lanes: stream.lanes,
@@ -228,11 +271,10 @@ impl Daemon {
                 max_lag: stream.max_lag,
             });
         }
-        let mdt_setups = config.mdts.iter().map(|mdt| MdtSetup {
-            name: mdt.name.clone(),
-            source: mdt.source_text.clone(),
-            clears: mdt.user.is_some() || !mdt.source.needs_user(),
-        });
+        let (mut intake, mut core, mut outlet) = (Stage::new(), Stage::new(), Stage::new());
+        let hsm = HsmActions::start(config, &mut intake)?;
+        let units = units(config, &hsm)?;
+        let mdt_setups: Vec<MdtSetup> = units.iter().map(Unit::setup).collect();
         let settings = Settings {
             epoch,
             seed: random(),
@@ -243,34 +285,41 @@ impl Daemon {
                 keep_alive: config.server.clear_keep_alive,
             },
         };
-        let mut engine = Engine::new(settings, mdt_setups.collect(), setups, &saved);
+        let mut engine = Engine::new(settings, mdt_setups, setups, &saved);
         for stream in 0..config.streams.len() {
             let sinks = config.sinks.iter().filter(|sink| sink.stream == stream);
             let names: Vec<String> = sinks.map(|sink| sink.reader.clone()).collect();
             engine.adopt_sinks(stream, &names, Duration::ZERO);
         }
 
-        let (mut intake, mut core, mut outlet) = (Stage::new(), Stage::new(), Stage::new());
         let engine_waker = Waker::new()?;
         let (outcomes, outcomes_in) = unbounded();
         let (commits, commits_in) = unbounded();
         start_store(&mut outlet, store, commits_in, outcomes.clone(), engine_waker.clone())?;
 
+        let flowing = Arc::default();
         let metrics = Metrics::default();
         let (engine_status, questions) = status_port(engine_waker.clone());
         let stream_figures: Vec<Arc<StreamFigures>> =
             config.streams.iter().map(|_| Arc::default()).collect();
 
         let (mut mdts, mut mdt_ends) = (Vec::new(), Vec::new());
-        for (at, mdt) in config.mdts.iter().enumerate() {
-            let upstream =
-                mdt.source.upstream(&mdt.name, mdt.user.as_deref(), &config.server.state_dir)?;
-            let start = (0..config.streams.len()).map(|s| engine.start_of(s, at)).min();
+        for (at, mdt) in units.iter().enumerate() {
+            let own = (0..config.streams.len()).filter(|&s| config.streams[s].kind == mdt.kind);
+            let start = own.map(|s| engine.start_of(s, at)).min();
             let start = start.unwrap_or(RecordIndex::new(1));
             let waker = Waker::new()?;
             let generation = engine.generation_of(at);
             let log = MdtLog::new(budget.log_bytes, start, generation, waker.clone());
-            let parts = MdtParts { name: mdt.name.clone(), upstream, log: Arc::new(log) };
+            let buffers = Arc::new(Buffers::new(budget.read_bytes, KEPT_BUFFERS));
+            let parts = MdtParts {
+                name: mdt.name.clone(),
+                kind: mdt.kind,
+                journal: mdt.journal.clone(),
+                upstream: Arc::clone(&mdt.upstream),
+                log: Arc::new(log),
+                buffers,
+            };
             let stats = Arc::new(ReaderStats::default());
             stats.read_index.store(start.prev().get(), Ordering::Relaxed);
             let mut reader = Reader {
@@ -279,12 +328,14 @@ impl Daemon {
                 upstream: Arc::clone(&parts.upstream),
                 log: Arc::clone(&parts.log),
                 stats: Arc::clone(&stats),
-                read_bytes: budget.read_bytes,
-                known: saved.tails.get(mdt.name.as_str()).cloned().unwrap_or_default(),
+                buffers: Arc::clone(&parts.buffers),
+                pace: Pace::new(Arc::clone(&flowing)),
+                known: saved.tails.get(&log_key(mdt.kind, &mdt.name)).cloned().unwrap_or_default(),
                 outcomes: outcomes.clone(),
                 engine: engine_waker.clone(),
                 waker: waker.clone(),
                 stop: Arc::clone(&intake.stop),
+                hsm_due: mdt.hsm_due.clone(),
             };
             intake.wakers.push(waker);
             intake.spawn(&format!("rd-{}", mdt.name), move || reader.run())?;
@@ -302,7 +353,7 @@ impl Daemon {
             };
             outlet.spawn("clearer", move || clearer.run())?;
             let log = Arc::clone(&parts.log);
-            mdt_ends.push(MdtEnd { name: mdt.name.clone(), stats, log, clears });
+            mdt_ends.push(MdtEnd { name: mdt.name.clone(), kind: mdt.kind, stats, log, clears });
             mdts.push(parts);
         }
 
@@ -329,11 +380,19 @@ impl Daemon {
             let joints = policies
                 .joints()
                 .map_err(|error| anyhow!(in_stream(&config.path, &stream.name, &error)))?;
-            for (at, (mdt, (joint, number))) in mdts.iter().zip(joints).enumerate() {
+            let mut joints = joints.into_iter();
+            for (at, mdt) in mdts.iter().enumerate() {
+                if mdt.kind != stream.kind {
+                    let (end, life) = idle_worker()?;
+                    ends.push(end);
+                    lives.push(life);
+                    continue;
+                }
+                let (joint, number) = joints.next().context("policies for each MDT")?;
                 let waker = Waker::new()?;
                 let from = engine.start_of(stream_at, at);
                 let continues = from > RecordIndex::new(1);
-                let follower = follower(mdt, from, continues, budget, &waker);
+                let follower = follower(mdt, from, continues, &waker);
                 let pipeline = Pipeline::through(follower, joint, number, started);
                 let (command, commands) = unbounded();
                 let progress = Arc::new(Progress::default());
@@ -381,7 +440,7 @@ impl Daemon {
         let keeper = Keeper {
             file: config.path.clone(),
             streams: policies.clone(),
-            live: live.clone(),
+            live: own_workers(&live, &config.streams, &mdts),
             limit: config.server.policy_timeout,
             requests: reloads_in,
             outcomes: outcomes.clone(),
@@ -391,10 +450,11 @@ impl Daemon {
         outlet.spawn("policies", move || keeper.run())?;
         let owner = if config.sinks.is_empty() { None } else { Some(state_owner(config)?) };
         for (sink, owner) in config.sinks.iter().zip(owner.iter().cycle()) {
-            for (at, mdt) in mdts.iter().enumerate() {
+            let kind = config.streams[sink.stream].kind;
+            for (at, mdt) in mdts.iter().enumerate().filter(|(_, mdt)| mdt.kind == kind) {
                 let waker = Waker::new()?;
                 let from = engine.sink_watermark(sink.stream, at, &sink.reader).next();
-                let follower = follower(mdt, from, from > RecordIndex::new(1), budget, &waker);
+                let follower = follower(mdt, from, from > RecordIndex::new(1), &waker);
                 let policies = Arc::clone(&policies[sink.stream]);
                 let (joint, version) = policies.joint_for(&mdt.name)?;
                 let parts = sink::Parts {
@@ -403,7 +463,7 @@ impl Daemon {
                     pipeline: Pipeline::through(follower, joint, 0, started)
                         .keeping_up_with(policies, version, &mdt.name),
                     owner: owner.clone(),
-                    state: None,
+                    state: hsm.presence_of(&mdt.name),
                     stats: Arc::default(),
                     outcomes: outcomes.clone(),
                     engine: engine_waker.clone(),
@@ -421,16 +481,18 @@ impl Daemon {
             mdts,
             policies,
             live,
-            budget,
             started,
             ready,
             waker: engine_waker.clone(),
             running: Arc::default(),
         };
+        let hsm = start_hsm(&mut intake, &mut outlet, config, &context, epoch, &metrics)?;
         let server_stats = Arc::new(ServerStats::default());
         let names = config.streams.iter().map(|stream| stream.name.clone());
         let own = Figures {
-            mdts: mdt_ends.iter().map(|m| (m.name.clone(), Arc::clone(&m.stats))).collect(),
+            mdts: (mdt_ends.iter().filter(|mdt| mdt.kind.is_changelog()))
+                .map(|mdt| (mdt.name.clone(), Arc::clone(&mdt.stats)))
+                .collect(),
             streams: names.zip(stream_figures.iter().cloned()).collect(),
             server: Arc::clone(&server_stats),
             engine: engine_status.clone(),
@@ -451,6 +513,7 @@ impl Daemon {
             reloads: reloads.clone(),
             ready: ready_in,
             commits,
+            hsm,
             outcomes: outcomes_in,
             outcome_sender: outcomes,
             questions,
@@ -506,15 +569,125 @@ impl Daemon {
     }
 }
 
-fn follower(
-    mdt: &MdtParts,
-    from: RecordIndex,
-    continues: bool,
-    budget: Budget,
-    waker: &Waker,
-) -> Follower {
+fn follower(mdt: &MdtParts, from: RecordIndex, continues: bool, waker: &Waker) -> Follower {
     let (log, upstream) = (Arc::clone(&mdt.log), Arc::clone(&mdt.upstream));
-    Follower::new(log, upstream, from, continues, budget.read_bytes, waker.clone())
+    Follower::new(log, upstream, from, continues, Arc::clone(&mdt.buffers), waker.clone())
+}
+
+/// Of each stream, the workers on the logs that it reads.
+fn own_workers(
+    live: &[Vec<LiveWorker>],
+    streams: &[Stream],
+    mdts: &[MdtParts],
+) -> Vec<Vec<LiveWorker>> {
+    let own = |(workers, stream): (&Vec<LiveWorker>, &Stream)| {
+        let pairs = workers.iter().zip(mdts).filter(|(_, mdt)| mdt.kind == stream.kind);
+        pairs.map(|(worker, _)| worker.clone()).collect()
+    };
+    live.iter().zip(streams).map(own).collect()
+}
+
+/// Stands where a stream does not read a log.
+fn idle_worker() -> Result<(WorkerEnd, LiveWorker)> {
+    let (waker, (commands, _)) = (Waker::new()?, unbounded());
+    let progress = Arc::new(Progress::default());
+    let live = LiveWorker {
+        commands: commands.clone(),
+        waker: waker.clone(),
+        progress: Arc::clone(&progress),
+    };
+    Ok((WorkerEnd { progress, commands, waker, inputs: None }, live))
+}
+
+/// Journals of HSM events, and the threads that fill them.
+#[derive(Debug, Default)]
+struct HsmActions {
+    mdts: Vec<HsmMdt>,
+}
+
+/// Those of one MDT.
+#[derive(Debug)]
+struct HsmMdt {
+    name: MdtName,
+    /// Where its list is, for people.
+    place: String,
+    journal: Arc<Journal>,
+    due: Due,
+    stats: Arc<PollerStats>,
+}
+
+impl HsmActions {
+    /// Begins to read the lists of the MDTs, if there is a stream for that.
+    fn start(config: &Config, intake: &mut Stage) -> Result<Self> {
+        let mut hsm = Self::default();
+        if !config.streams.iter().any(|stream| stream.kind == StreamKind::Hsm) {
+            return Ok(hsm);
+        }
+        for mdt in &config.mdts {
+            let Some(place) = mdt.hsm_place() else { continue };
+            let dir = config.server.state_dir.join("hsm").join(mdt.name.as_str());
+            let journal = Arc::new(Journal::open(&dir, config.server.hsm_max_events)?);
+            let waker = Waker::new()?;
+            let due = Due::new(waker.clone());
+            let stats = Arc::new(PollerStats::default());
+            hsm.mdts.push(HsmMdt {
+                name: mdt.name.clone(),
+                place: place.to_string(),
+                journal: Arc::clone(&journal),
+                due: due.clone(),
+                stats: Arc::clone(&stats),
+            });
+            let mut poller = Poller {
+                mdt: mdt.name.clone(),
+                place,
+                journal,
+                audit_interval: config.server.hsm_audit_interval,
+                due,
+                stats,
+                waker: waker.clone(),
+                stop: Arc::clone(&intake.stop),
+            };
+            intake.wakers.push(waker);
+            intake.spawn(&format!("hsm-{}", mdt.name), move || poller.run())?;
+        }
+        Ok(hsm)
+    }
+
+    fn presence_of(&self, mdt: &MdtName) -> Option<Arc<dyn LiveState>> {
+        let of = self.mdts.iter().find(|of| of.name == *mdt)?;
+        Some(Arc::new(Presence { journal: Arc::clone(&of.journal), stats: Arc::clone(&of.stats) }))
+    }
+}
+
+/// Every log that is read: changelogs first, then journals of HSM events.
+fn units(config: &Config, hsm: &HsmActions) -> Result<Vec<Unit>> {
+    let mut units = Vec::new();
+    for mdt in config.mdts.iter().filter(|mdt| mdt.source.is_changelog()) {
+        let upstream =
+            mdt.source.upstream(&mdt.name, mdt.user.as_deref(), &config.server.state_dir)?;
+        let due = hsm.mdts.iter().find(|of| of.name == mdt.name);
+        units.push(Unit {
+            name: mdt.name.clone(),
+            kind: StreamKind::Changelog,
+            source_text: mdt.source_text.clone(),
+            clears: mdt.user.is_some() || !mdt.source.needs_user(),
+            upstream,
+            journal: None,
+            hsm_due: due.map(|of| of.due.clone()),
+        });
+    }
+    for mdt in &hsm.mdts {
+        units.push(Unit {
+            name: mdt.name.clone(),
+            kind: StreamKind::Hsm,
+            source_text: mdt.place.clone(),
+            clears: true,
+            upstream: Arc::new(JournalUpstream(Arc::clone(&mdt.journal))),
+            journal: Some(Arc::clone(&mdt.journal)),
+            hsm_due: None,
+        });
+    }
+    Ok(units)
 }
 
 type ToPublisher = (Sender<Published>, Waker);
@@ -530,11 +703,14 @@ fn start_publisher(
 ) -> Result<ToPublisher> {
     let (messages, received) = bounded(HANDOVER);
     let waker = Waker::new()?;
+    let topic =
+        |mdt: &MdtParts| (mdt.kind == stream.kind).then(|| Topic::new(&stream.name, &mdt.name));
     let mut publisher = Publisher {
         stream: stream.name.clone(),
+        kind: stream.kind,
         socket,
         epoch,
-        topics: mdts.iter().map(|mdt| Topic::new(&stream.name, &mdt.name)).collect(),
+        topics: mdts.iter().map(topic).collect(),
         messages: received,
         taps: taps.clone(),
         figures: Arc::clone(figures),
@@ -544,6 +720,39 @@ fn start_publisher(
     outlet.wakers.push(waker.clone());
     outlet.spawn(&format!("pub-{}", stream.name), move || publisher.run())?;
     Ok((messages, waker))
+}
+
+/// The queue of HSM requests, and what fills it, if there is to be one.
+fn start_hsm(
+    intake: &mut Stage,
+    outlet: &mut Stage,
+    config: &Config,
+    context: &zmq::Context,
+    epoch: u64,
+    metrics: &Metrics,
+) -> Result<Option<HsmQueue>> {
+    let Some(hsm) = &config.hsm else { return Ok(None) };
+    let (stop, stop_intake) = (Arc::clone(&outlet.stop), Arc::clone(&intake.stop));
+    let (dir, secure) = (&config.server.state_dir, |_: &zmq::Socket| Ok(()));
+    let started = hsm::start::build(hsm, dir, context, &secure, epoch, stop, stop_intake)?;
+    let spooled = started.intake.as_ref().map(|spool| Arc::clone(&spool.stats));
+    hsm::figures::register(metrics, started.queue.clone(), spooled);
+    if let Some(mut spool) = started.intake {
+        intake.wakers.push(spool.waker.clone());
+        intake.spawn("hsm-spool", move || spool.run())?;
+    }
+    if let Some(mut reports) = started.reports {
+        intake.spawn("hsm-reports", move || reports.run())?;
+    }
+    let mut service = started.service;
+    outlet.wakers.push(started.waker);
+    outlet.spawn("hsm", move || service.run())?;
+    if let Some((mut lustre, mut teller)) = started.copytool {
+        intake.wakers.push(lustre.waker.clone());
+        intake.spawn("hsm-intake", move || lustre.run())?;
+        outlet.spawn("hsm-teller", move || teller.run())?;
+    }
+    Ok(Some(started.queue))
 }
 
 /// Serves figures and health, if that is configured; says where.
@@ -586,7 +795,6 @@ struct CatchUpThreads {
     mdts: Vec<MdtParts>,
     policies: Vec<Arc<StreamPolicies>>,
     live: Vec<Vec<LiveWorker>>,
-    budget: Budget,
     started: Instant,
     ready: Sender<u64>,
     waker: Waker,
@@ -595,7 +803,7 @@ struct CatchUpThreads {
 
 impl CatchUps for CatchUpThreads {
     fn start(&mut self, session: u64, start: CatchUpStart) -> Result<Handle, String> {
-        let CatchUpStart { stream, mdt, from, continues, follow, filter } = start;
+        let CatchUpStart { stream, mdt, from, continues, follow, filter, snapshot } = start;
         // Each thread holds a reference until it ends.
         if Arc::strong_count(&self.running) > MAX_CATCH_UPS {
             return Err(format!("{MAX_CATCH_UPS} clients are catching up already; try again"));
@@ -604,7 +812,10 @@ impl CatchUps for CatchUpThreads {
         let waker = Waker::new().map_err(|error| error.to_string())?;
         let policies = Arc::clone(&self.policies[stream]);
         let (joint, version) = policies.joint_for(&parts.name).map_err(|error| chain(&error))?;
-        let follower = follower(parts, from, continues, self.budget, &waker);
+        let mut follower = follower(parts, from, continues, &waker);
+        if let Some(journal) = parts.journal.as_ref().filter(|_| snapshot) {
+            follower.begin_with(journal.snapshot().map_err(|error| error.to_string())?);
+        }
         let mut pipeline = Pipeline::through(follower, joint, 0, self.started).keeping_up_with(
             policies,
             version,

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use lcap_ffi::RecordIndex;
-use lcap_wire::control::{Delivery, From, Op, ReaderRegister, Reply, Request, Start};
+use lcap_wire::control::{Delivery, From, Op, ReaderRegister, Reply, Request, Start, StreamKind};
 use lcapd::engine::position::Sent;
 use lcapd::engine::retention::ClearPolicy;
 use lcapd::engine::{Effect, Engine, MdtNow, MdtSetup, Peer, Settings, StreamSetup, WorkerState};
@@ -21,11 +21,13 @@ fn engine() -> Engine {
     let settings = Settings { epoch: 1, seed: 1, heartbeat: secs(1), clear };
     let mdt = MdtSetup {
         name: "lustre-MDT0000".parse().unwrap(),
+        kind: StreamKind::Changelog,
         source: "sim:".to_owned(),
         clears: true,
     };
     let stream = StreamSetup {
         name: "changelog".to_owned(),
+        kind: StreamKind::Changelog,
         delivery: Delivery::Broadcast,
         publish: "ipc:///none".to_owned(),
         lanes: 1,
@@ -75,6 +77,7 @@ fn start(name: &str) -> Op {
         generation: None,
         follow: true,
         filter: None,
+        snapshot: false,
     })
 }
 

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use lcap_ffi::RecordIndex;
-use lcap_wire::control::Delivery;
+use lcap_wire::control::{Delivery, StreamKind};
 use lcapd::engine::position::Sent;
 use lcapd::engine::retention::ClearPolicy;
 use lcapd::engine::{Effect, Engine, MdtSetup, Settings, StreamSetup, WorkerState};
@@ -25,11 +25,13 @@ fn engine() -> Engine {
     let settings = Settings { epoch: 1, seed: 1, heartbeat: Duration::from_secs(1), clear };
     let mdt = MdtSetup {
         name: "lustre-MDT0000".parse().unwrap(),
+        kind: StreamKind::Changelog,
         source: "sim:".to_owned(),
         clears: true,
     };
     let stream = StreamSetup {
         name: "changelog".to_owned(),
+        kind: StreamKind::Changelog,
         delivery: Delivery::Broadcast,
         publish: "ipc:///none".to_owned(),
         lanes: 1,

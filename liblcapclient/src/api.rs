@@ -10,6 +10,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crossbeam_channel::Sender;
+use lcap_ffi::hsm_action::HsmActionEvent;
 use lcap_ffi::process::secure_env;
 use lcap_ffi::record::split_first;
 use lcap_ffi::{MdtName, Record, RecordIndex};
@@ -43,6 +44,8 @@ pub struct Options {
     pub reader: Option<String>,
     /// Only records that pass this expression, in the language of docs/policies.md.
     pub filter: Option<String>,
+    /// Of an HSM stream: what is there now first, then what changes.
+    pub snapshot: bool,
     /// Bytes of records that may wait for the application; 8 MiB unless set.
     pub prefetch_bytes: usize,
     /// How long an acknowledgement may wait; 1 s unless set.
@@ -95,6 +98,7 @@ impl Builder {
                 stream: DEFAULT_STREAM.to_owned(),
                 reader: None,
                 filter: None,
+                snapshot: false,
                 prefetch_bytes: 8 << 20,
                 ack_interval: Duration::from_secs(1),
                 timeout: DEFAULT_TIMEOUT,
@@ -136,6 +140,14 @@ impl Builder {
     #[must_use]
     pub fn filter(mut self, filter: Option<&str>) -> Self {
         self.options.filter = filter.map(str::to_owned);
+        self
+    }
+
+    /// Of an HSM stream: what is there now first, as events that are marked as telling a state, then
+    /// what changes. Without it, everything that the journal still has.
+    #[must_use]
+    pub fn snapshot(mut self, snapshot: bool) -> Self {
+        self.options.snapshot = snapshot;
         self
     }
 
@@ -241,6 +253,7 @@ impl Builder {
             stream_required: self.stream_required,
             reader: None,
             filter: None,
+            snapshot: false,
             from: self.from,
             follow: self.follow,
             patient: self.patient || self.follow,
@@ -284,6 +297,7 @@ impl Options {
         config.stream.clone_from(&self.stream);
         config.reader.clone_from(&self.reader);
         config.filter.clone_from(&self.filter);
+        config.snapshot = self.snapshot;
         config.prefetch_bytes = self.prefetch_bytes.max(1);
         config.ack_interval = self.ack_interval;
         config.timeout = self.timeout;
@@ -435,6 +449,17 @@ impl Client {
                 Err(ClientError::Protocol { endpoint, problem })
             }
         }
+    }
+
+    /// Receives one event of a stream of HSM events; waits for it. `None` is the end, and stays it.
+    ///
+    /// # Errors
+    /// As [`Self::recv`]; `EPROTO` if it is a changelog record.
+    pub fn recv_hsm(&mut self) -> Result<Option<HsmActionEvent<'_>>, ClientError> {
+        let endpoint = self.config.endpoints.join(",");
+        let Some(record) = self.recv()? else { return Ok(None) };
+        let event = HsmActionEvent::parse(&record);
+        event.map(Some).map_err(|bad| ClientError::Protocol { endpoint, problem: bad.to_string() })
     }
 
     /// Receives one record: its bytes within [`Self::current`]'s buffer. When that is a new batch,

@@ -39,6 +39,8 @@ pub struct Config {
     pub reader: Option<String>,
     /// Only records that pass this expression.
     pub filter: Option<String>,
+    /// The present state first, of an HSM stream.
+    pub snapshot: bool,
     /// First index; 0 leaves it to the server.
     pub from: u64,
     /// Go on after the present end.
@@ -673,7 +675,7 @@ impl<B: AsRef<[u8]>> Protocol<B> {
         if header.kind == Kind::Gap {
             return self.on_gap(header);
         }
-        if header.kind != Kind::Records || header.flags.has(Flags::JSON) {
+        if !matches!(header.kind, Kind::Records | Kind::Hsm) || header.flags.has(Flags::JSON) {
             let error = format!("stream `{}` does not carry packed records", self.config.stream);
             let endpoint = self.endpoint().to_owned();
             self.send_fini();

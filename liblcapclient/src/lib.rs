@@ -6,6 +6,7 @@
 //! ```
 //!
 //! * [`Builder`] and [`Client`]: records of one MDT.
+//! * [`Client::recv_hsm`]: events of its HSM actions, from a stream of kind `hsm`.
 //! * [`Control`]: one-shot requests (clear, readers, status).
 //! * [`mover::Mover`]: HSM requests, for who carries them out.
 //! * [`Direct`]: an MDT's records without lcapd, through liblustreapi.
@@ -39,3 +40,6 @@ pub use direct::Direct;
 pub use error::ClientError;
 pub use inbox::ReceivedBatch;
 pub use keys::Keys;
+/// HSM events: what [`Client::recv_hsm`] gives.
+pub use lcap_ffi::hsm_action::{ActionCode, EventKind, HsmActionEvent, StatusCode};
+pub use lcap_ffi::{Fid, MdtName, RecordIndex};

@@ -98,6 +98,11 @@ impl Place {
         }
     }
 
+    /// There was no session yet.
+    pub fn is_fresh(&self) -> bool {
+        self.low.is_none()
+    }
+
     /// Everything up to here was had.
     pub fn low(&self) -> RecordIndex {
         self.low.unwrap_or_default()

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used)] // a test: to panic is to fail
 
 mod demo;
+mod hsm_alert;
 mod install;
 mod python;
 

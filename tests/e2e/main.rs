@@ -5,6 +5,8 @@
 mod captures;
 mod commands;
 mod faults;
+mod hsm;
+mod hsm_movers;
 mod policies;
 mod relay;
 mod sink;

@@ -9,10 +9,11 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use lcap_ffi::{MdtName, RecordIndex};
-use lcap_wire::control::{Delivery, Event, Reply, Request};
+use lcap_wire::control::{Delivery, Event, Reply, Request, StreamKind};
 use lcap_wire::frame::{parse_hello_topic, topic};
 use lcap_wire::{Flags, Header, Kind};
 use lcapd::batch::Batch;
+use lcapd::buffers::Buffers;
 use lcapd::catch_up::{CatchUp, Handle, Item, LiveWorker, Notify};
 use lcapd::engine::retention::ClearPolicy;
 use lcapd::engine::{
@@ -118,6 +119,7 @@ impl Life {
         let streams: Vec<StreamSetup> = (plan.streams.iter())
             .map(|stream| StreamSetup {
                 name: stream.name.clone(),
+                kind: StreamKind::Changelog,
                 delivery: stream.delivery,
                 publish: format!("ipc://{}", stream.name),
                 lanes: stream.lanes,
@@ -129,6 +131,7 @@ impl Life {
         let setups = plan.mdts.iter();
         let setups = setups.map(|(name, _)| MdtSetup {
             name: name.clone(),
+            kind: StreamKind::Changelog,
             source: String::new(),
             clears: true,
         });
@@ -386,7 +389,7 @@ impl Life {
                     net(&peer, Down::Control(bytes));
                 }
                 Effect::StartCatchUp { session, start } => {
-                    let CatchUpStart { stream, mdt, from, continues, follow, filter } = start;
+                    let CatchUpStart { stream, mdt, from, continues, follow, filter, .. } = start;
                     let waker = Waker::new().expect("a descriptor");
                     let follower = follower(&self.mdts[mdt], from, continues, plan, &waker);
                     let chain = chain(plan, stream, mdt);
@@ -523,7 +526,8 @@ fn follower(
     waker: &Waker,
 ) -> Follower {
     let upstream: Arc<dyn Upstream> = Arc::<SimUpstream>::clone(&mdt.upstream);
-    Follower::new(Arc::clone(&mdt.log), upstream, from, continues, plan.read_bytes, waker.clone())
+    let buffers = Arc::new(Buffers::new(plan.read_bytes, 1));
+    Follower::new(Arc::clone(&mdt.log), upstream, from, continues, buffers, waker.clone())
 }
 
 /// As the store writes.

@@ -850,6 +850,7 @@ impl World {
             stream_required: true,
             reader: slot.reader.clone(),
             filter: None,
+            snapshot: false,
             from: 0,
             follow: true,
             patient: true,

@@ -12,6 +12,7 @@
 pub mod campaign;
 pub mod check;
 pub mod daemon;
+pub mod hsm;
 pub mod journal;
 pub mod programs;
 pub mod proxy;
@@ -19,3 +20,4 @@ pub mod redis;
 pub mod rng;
 #[path = "../sim/mod.rs"]
 pub mod sim;
+pub mod upcalls;

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::PROTOCOL_VERSION;
+use crate::hsm_queue::HsmOp;
 
 /// Largest control message that is accepted, in bytes.
 pub const MAX_MESSAGE_BYTES: usize = 1 << 20;
@@ -59,6 +60,8 @@ pub enum Op {
     ReaderList(ReaderList),
     #[serde(rename = "status")]
     Status(StatusRequest),
+    #[serde(rename = "hsm")]
+    Hsm(HsmOp),
     #[serde(rename = "policy.reload")]
     PolicyReload(PolicyReload),
 }
@@ -111,6 +114,28 @@ pub struct Start {
     /// broadcast stream.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub filter: Option<String>,
+    /// Of an HSM stream, from the beginning: the present state first (each action's last event, marked
+    /// as telling a state), then what comes after it, instead of all that has happened.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub snapshot: bool,
+}
+
+/// What a stream carries.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StreamKind {
+    /// Changelog records of MDTs.
+    #[default]
+    Changelog,
+    /// Events of their HSM actions.
+    Hsm,
+}
+
+impl StreamKind {
+    /// It carries changelog records.
+    pub fn is_changelog(&self) -> bool {
+        *self == Self::Changelog
+    }
 }
 
 /// How a stream is delivered.
@@ -339,6 +364,10 @@ pub struct Status {
     pub store_error: Option<String>,
     /// Every MDT.
     pub mdts: Vec<MdtStatus>,
+    /// The journal of HSM events of every MDT that has one: what `read_index` and the others count
+    /// are events.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hsm_mdts: Vec<MdtStatus>,
     /// Every stream.
     pub streams: Vec<StreamStatus>,
 }
@@ -376,6 +405,9 @@ pub struct StreamStatus {
     pub name: String,
     /// How it is delivered.
     pub delivery: Delivery,
+    /// What it carries.
+    #[serde(default, skip_serializing_if = "StreamKind::is_changelog")]
+    pub kind: StreamKind,
     /// By MDT name.
     pub mdts: BTreeMap<String, StreamMdtStatus>,
     /// Registered readers of a broadcast stream.
@@ -609,6 +641,7 @@ mod tests {
             generation: None,
             follow: true,
             filter: None,
+            snapshot: false,
         };
         let text = r#"{"v":1,"id":7,"op":"start","stream":"changelog","mdt":"lustre-MDT0000","reader":"rbh","from":0,"follow":true}"#;
         let request = Request::new(7, Op::Start(start));

@@ -9,6 +9,7 @@ use lcap_wire::RangeSet;
 use lcap_wire::control::{
     Ack, Clear, Delivery, Event, Fetch, From, HeartbeatReply, Hello, HelloReply, Op,
     ReaderDeregister, ReaderList, ReaderRegister, Reply, Request, SessionRef, Start, StartReply,
+    StreamKind,
 };
 use tracing::{info, warn};
 
@@ -125,6 +126,7 @@ impl Engine {
             }
             Op::ReaderList(op) => self.list(&op, now).map(|list| Some(Reply::ok(id, &list))),
             Op::Status(_) => Ok(Some(Reply::ok(id, &self.status(now)))),
+            Op::Hsm(_) => refuse(libc::EOPNOTSUPP, "not the engine's"),
             Op::PolicyReload(op) => {
                 let (stream, peer) = (self.stream_named(&op.stream)?, peer.clone());
                 self.effects.push(Effect::ReloadPolicies { stream, peer, id });
@@ -145,12 +147,13 @@ impl Engine {
         None
     }
 
-    fn mdt_named(&self, name: &str) -> Result<usize, Refusal> {
-        let at = self.mdts.iter().position(|mdt| mdt.setup.name.as_str() == name);
+    /// The log of that MDT that a stream of that kind reads.
+    fn mdt_named(&self, name: &str, kind: StreamKind) -> Result<usize, Refusal> {
+        let mut all = self.mdts.iter();
+        let at = all.position(|m| m.setup.name.as_str() == name && m.setup.kind == kind);
         at.map_or_else(
             || {
-                let known: Vec<&str> = self.mdts.iter().map(|m| m.setup.name.as_str()).collect();
-                let known = known.join(", ");
+                let known = self.mdt_names(kind).join(", ");
                 refuse(libc::ENOENT, format!("MDT {name} is not served here; served: {known}"))
             },
             Ok,
@@ -169,24 +172,45 @@ impl Engine {
         )
     }
 
+    fn mdt_names(&self, kind: StreamKind) -> Vec<String> {
+        let own = self.mdts.iter().filter(|mdt| mdt.setup.kind == kind);
+        own.map(|mdt| mdt.setup.name.to_string()).collect()
+    }
+
     fn hello(&self, op: &Hello) -> Result<HelloReply, Refusal> {
-        op.mdt.as_deref().map(|name| self.mdt_named(name)).transpose()?;
-        op.stream.as_deref().map(|name| self.stream_named(name)).transpose()?;
+        let stream = op.stream.as_deref().map(|name| self.stream_named(name)).transpose()?;
+        let kind = stream.map(|at| self.streams[at].setup.kind);
+        if let Some(name) = &op.mdt {
+            let changelog = self.mdt_named(name, kind.unwrap_or_default());
+            // Who names no stream yet may want either.
+            match kind {
+                None => {
+                    changelog.or_else(|no| self.mdt_named(name, StreamKind::Hsm).map_err(|_| no))?
+                }
+                Some(_) => changelog?,
+            };
+        }
         Ok(HelloReply {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             epoch: self.settings.epoch,
-            mdts: self.mdts.iter().map(|mdt| mdt.setup.name.to_string()).collect(),
+            mdts: self.mdt_names(kind.unwrap_or_default()),
             streams: self.streams.iter().map(|stream| stream.setup.name.clone()).collect(),
         })
     }
 
     fn start(&mut self, peer: &Peer, op: &Start, now: Now) -> Result<StartReply, Refusal> {
         let stream = self.stream_named(&op.stream)?;
-        let mdt = self.mdt_named(&op.mdt)?;
+        let kind = self.streams[stream].setup.kind;
+        let mdt = self.mdt_named(&op.mdt, kind)?;
         if self.sessions.len() >= MAX_SESSIONS {
             return refuse(libc::EUSERS, format!("more than {MAX_SESSIONS} sessions"));
         }
         let delivery = self.streams[stream].setup.delivery;
+        let snapshot = op.snapshot && op.from <= 1;
+        if op.snapshot && (kind != StreamKind::Hsm || delivery == Delivery::Queue) {
+            let text = "a snapshot is for broadcast streams of kind hsm";
+            return refuse(libc::EINVAL, text);
+        }
         let watermark = match &op.reader {
             Some(name) if delivery == Delivery::Broadcast => {
                 Some(self.reader_of(stream, name)?.positions[mdt].watermark())
@@ -197,6 +221,8 @@ impl Engine {
         let rewind = self.rewind_since(mdt, op.generation.unwrap_or(generation));
         let from = RecordIndex::new(op.from);
         let next = match (from, watermark) {
+            // The state has old events in it.
+            _ if snapshot => RecordIndex::new(1),
             (RecordIndex::ZERO, Some(watermark)) => watermark.next(),
             (RecordIndex::ZERO, None) => RecordIndex::new(1),
             (from, _) => rewind.map_or(from, |rewind| from.min(rewind)),
@@ -227,6 +253,7 @@ impl Engine {
                     || (op.from == 0 && watermark.is_some_and(|w| w > RecordIndex::ZERO)),
                 follow: op.follow,
                 filter: tap.clone(),
+                snapshot,
             }),
             told_end: false,
             last_heard: now,
@@ -540,8 +567,8 @@ impl Engine {
     }
 
     fn clear(&mut self, op: &Clear, now: Now) -> Result<(), Refusal> {
-        let mdt = self.mdt_named(&op.mdt)?;
         let stream = self.stream_of_reader(op.stream.as_deref(), &op.reader)?;
+        let mdt = self.mdt_named(&op.mdt, self.streams[stream].setup.kind)?;
         let watermark = self.reader_of(stream, &op.reader)?.positions[mdt].watermark();
         let sent = self.streams[stream].sent(mdt);
         let head = self.mdts[mdt].now.read_index.max(sent.low);
@@ -605,7 +632,7 @@ impl Engine {
         let key = (op.stream.clone(), op.name.clone());
         let state = ReaderState { mask: op.mask.clone(), suspended: false };
         self.dirty.add(Change::Reader(key.clone(), state.clone()), now);
-        for (mdt, &start) in self.mdts.iter().zip(&starts) {
+        for (mdt, &start) in self.mdts.iter().zip(&starts).filter(|(mdt, _)| stream.reads(mdt)) {
             let change = Change::Watermark(key.clone(), mdt.setup.name.to_string(), start);
             self.dirty.add(change, now);
         }

@@ -42,7 +42,8 @@ impl Engine {
             let starts: Vec<RecordIndex> =
                 self.mdts.iter().map(|mdt| mdt.retention.given_up()).collect();
             self.dirty.add(Change::Reader(key.clone(), ReaderState::default()), now);
-            for (mdt, &start) in self.mdts.iter().zip(&starts) {
+            let own = self.mdts.iter().zip(&starts).filter(|(mdt, _)| entry.reads(mdt));
+            for (mdt, &start) in own {
                 let change = Change::Watermark(key.clone(), mdt.setup.name.to_string(), start);
                 self.dirty.add(change, now);
             }

@@ -4,7 +4,8 @@
 use std::sync::Arc;
 
 use lcap_wire::control::{
-    MdtStatus, MemberStatus, PolicyStatus, ReaderStatus, Status, StreamMdtStatus, StreamStatus,
+    MdtStatus, MemberStatus, PolicyStatus, ReaderStatus, Status, StreamKind, StreamMdtStatus,
+    StreamStatus,
 };
 
 use super::queue::Queue;
@@ -19,35 +20,46 @@ impl Engine {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             epoch: self.settings.epoch,
             store_error: self.dirty.failing.clone(),
-            mdts: self.mdts.iter().map(mdt_status).collect(),
+            mdts: self.logs_of(StreamKind::Changelog),
+            hsm_mdts: self.logs_of(StreamKind::Hsm),
             streams: (self.streams.iter().enumerate())
                 .map(|(at, stream)| self.stream_status(at, stream, now))
                 .collect(),
         }
     }
 
+    fn logs_of(&self, kind: StreamKind) -> Vec<MdtStatus> {
+        self.mdts.iter().filter(|mdt| mdt.setup.kind == kind).map(mdt_status).collect()
+    }
+
     fn stream_status(&self, at: usize, stream: &Stream, now: Now) -> StreamStatus {
-        let per_mdt =
-            self.mdts.iter().enumerate().zip(&stream.mdts).map(|((mdt_at, mdt), entry)| {
-                let queue = entry.queue.as_ref();
-                let positions = stream.readers.values().filter_map(|r| r.positions.get(mdt_at));
-                let lowest = positions.map(|p| p.watermark().get()).min().unwrap_or(0);
-                let status = StreamMdtStatus {
-                    sent: entry.worker.sent_records,
-                    dropped: entry.worker.dropped,
-                    held: entry.worker.held,
-                    low: entry.worker.sent.low.get(),
-                    sequence: entry.worker.sequence,
-                    watermark: queue.map_or(lowest, |queue| queue.watermark().get()),
-                    outstanding: queue.map_or(0, Queue::n_outstanding),
-                    redelivered: queue.map_or(0, Queue::n_redelivered),
-                    stopped: entry.worker.stopped,
-                };
-                (mdt.setup.name.to_string(), status)
-            });
+        let per_mdt = self
+            .mdts
+            .iter()
+            .enumerate()
+            .zip(&stream.mdts)
+            .filter(|((_, mdt), _)| stream.reads(mdt));
+        let per_mdt = per_mdt.map(|((mdt_at, mdt), entry)| {
+            let queue = entry.queue.as_ref();
+            let positions = stream.readers.values().filter_map(|r| r.positions.get(mdt_at));
+            let lowest = positions.map(|p| p.watermark().get()).min().unwrap_or(0);
+            let status = StreamMdtStatus {
+                sent: entry.worker.sent_records,
+                dropped: entry.worker.dropped,
+                held: entry.worker.held,
+                low: entry.worker.sent.low.get(),
+                sequence: entry.worker.sequence,
+                watermark: queue.map_or(lowest, |queue| queue.watermark().get()),
+                outstanding: queue.map_or(0, Queue::n_outstanding),
+                redelivered: queue.map_or(0, Queue::n_redelivered),
+                stopped: entry.worker.stopped,
+            };
+            (mdt.setup.name.to_string(), status)
+        });
         StreamStatus {
             name: stream.setup.name.clone(),
             delivery: stream.setup.delivery,
+            kind: stream.setup.kind,
             mdts: per_mdt.collect(),
             readers: self.reader_status(at, stream, now).collect(),
             members: self.member_status(stream),
@@ -63,7 +75,10 @@ impl Engine {
         now: Now,
     ) -> impl Iterator<Item = ReaderStatus> + 'a {
         stream.readers.iter().map(move |(name, reader)| {
-            let marks = || self.mdts.iter().zip(&reader.positions);
+            let marks = || {
+                let all = self.mdts.iter().zip(&reader.positions);
+                all.filter(|(mdt, _)| stream.reads(mdt))
+            };
             let lag = marks().map(|(mdt, position)| {
                 mdt.now.read_index.get().saturating_sub(position.watermark().get())
             });

@@ -75,6 +75,19 @@ families! {
     Counter REFUSED = "lcap_requests_refused_total" ["reason"] "Requests and connections refused.";
 
     Counter HTTP_REQUESTS = "lcap_http_requests_total" ["code"] "Answers given over HTTP.";
+
+    Gauge HSM_REQUESTS = "lcap_hsm_requests" ["state", "action"] "HSM requests in the queue.";
+    Counter HSM_ADMITTED = "lcap_hsm_admitted_requests_total" ["action"] "HSM requests that came into the queue.";
+    Counter HSM_DONE = "lcap_hsm_done_requests_total" ["action"] "HSM requests that were done.";
+    Counter HSM_FAILURES = "lcap_hsm_failures_total" ["action"] "Times that work on an HSM request failed.";
+    Counter HSM_CANCELLED = "lcap_hsm_cancelled_requests_total" ["action"] "HSM requests that were cancelled.";
+    Gauge HSM_OLDEST = "lcap_hsm_oldest_waiting_seconds" [] "Age of the oldest HSM request that does not run; 0 if there is none.";
+    Gauge HSM_WORKERS = "lcap_hsm_workers" [] "Workers and movers that are there.";
+    Counter HSM_WORKER_DONE = "lcap_hsm_worker_done_requests_total" ["worker", "action"] "HSM requests that a worker or mover has done.";
+    Gauge HSM_STORE_FAILING = "lcap_hsm_write_failing" [] "1 while the queue cannot be written to disk; nothing is handed out then.";
+    Counter HSM_SPOOL_TAKEN = "lcap_hsm_spool_files_total" [] "Files taken in from the spool of upcalls.";
+    Counter HSM_SPOOL_BAD = "lcap_hsm_spool_bad_files_total" [] "Files of the spool that were set aside.";
+    Gauge HSM_SPOOL_WAITING = "lcap_hsm_spool_waiting_files" [] "Files that lay in the spool when it was looked at last.";
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use super::schema::Shape;
 use super::target::{Credentials, DEFAULT_TIMEOUT, Target};
 use crate::config::{ConfigError, Place, Span, Stream};
 use crate::engine::sinks::PREFIX;
-use lcap_wire::control::Delivery;
+use lcap_wire::control::{Delivery, StreamKind};
 
 /// One `[[sink]]`, checked.
 #[derive(Debug)]
@@ -223,6 +223,6 @@ impl RawSink {
     }
 }
 
-fn is_hsm(_stream: &Stream) -> bool {
-    false
+fn is_hsm(stream: &Stream) -> bool {
+    stream.kind == StreamKind::Hsm
 }

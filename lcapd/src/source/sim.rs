@@ -1,6 +1,7 @@
 //! `sim:`: an MDT whose records are generated.
 #![forbid(unsafe_code)]
 
+mod actions;
 mod episode;
 mod generator;
 mod pack;
@@ -10,10 +11,11 @@ use std::num::NonZeroU64;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use lcap_ffi::{MdtName, RecordIndex};
 
+pub use actions::SimActions;
 pub use generator::{Clock, Generator, GeneratorOptions};
 
 use super::emulated::{Memory, ONLY_USER, Rate};
@@ -30,6 +32,20 @@ pub struct SimOptions {
     pub seed: u64,
     /// After so many records, one index is missing.
     pub gaps: Option<NonZeroU64>,
+    /// So many HSM actions are in its list at any time.
+    pub actions: Option<NonZeroU64>,
+    /// Of each so many seconds, the MDT's list is elsewhere for the last fifth.
+    pub failover: Option<NonZeroU64>,
+}
+
+impl SimOptions {
+    /// Its list of HSM actions, if it has one. What it shows depends on the time alone, also over
+    /// restarts.
+    pub fn actions(&self, mdt: &MdtName) -> Option<SimActions> {
+        let failover = self.failover.map(|seconds| Duration::from_secs(seconds.get()));
+        let began = std::time::SystemTime::UNIX_EPOCH;
+        Some(SimActions::new(mdt, self.actions?.get(), self.seed, failover, began))
+    }
 }
 
 impl fmt::Display for SimOptions {
@@ -44,7 +60,9 @@ impl fmt::Display for SimOptions {
         option("rate", self.rate.map(|r| r.to_string()))?;
         option("records", self.records.map(|n| n.to_string()))?;
         option("seed", (self.seed != 0).then(|| self.seed.to_string()))?;
-        option("gaps", self.gaps.map(|n| n.to_string()))
+        option("gaps", self.gaps.map(|n| n.to_string()))?;
+        option("actions", self.actions.map(|n| n.to_string()))?;
+        option("failover", self.failover.map(|n| n.to_string()))
     }
 }
 

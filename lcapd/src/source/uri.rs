@@ -33,6 +33,8 @@ pub enum SourceUri {
         /// Begin anew at the end, with indexes that go on growing.
         repeat: bool,
     },
+    /// No changelog: only the list of HSM actions is read.
+    HsmActions,
     /// The generator.
     Sim(SimOptions),
     /// Another lcapd.
@@ -58,6 +60,11 @@ impl SourceUri {
         matches!(self, Self::Device(_) | Self::Llapi | Self::Relay { .. })
     }
 
+    /// It gives changelog records.
+    pub fn is_changelog(&self) -> bool {
+        !matches!(self, Self::HsmActions)
+    }
+
     /// The MDT's log that it stands for. `user` is the registered changelog user to clear as;
     /// without one, nothing is ever cleared on a real MDT. Sources that play an MDT keep their
     /// state in `state_dir`.
@@ -78,6 +85,7 @@ impl SourceUri {
                 Arc::new(ReplayUpstream::new(path, *pace, *repeat, mdt, state_dir)?)
             }
             Self::Sim(options) => Arc::new(SimUpstream::new(*options, mdt, state_dir)?),
+            Self::HsmActions => return Err(SourceError::NoChangelog),
             Self::Relay { endpoint, stream } => {
                 Arc::new(RelayUpstream::new(endpoint, stream, mdt, user))
             }
@@ -91,7 +99,8 @@ impl FromStr for SourceUri {
     fn from_str(uri: &str) -> Result<Self, BadSourceUri> {
         let bad = |problem: String| BadSourceUri { uri: uri.to_owned(), problem };
         let (scheme, rest) = uri.split_once(':').ok_or_else(|| {
-            bad("expected device:, llapi:, replay:FILE, sim: or lcap://HOST:PORT/STREAM".into())
+            bad("expected device:, llapi:, replay:FILE, sim:, lcap://HOST:PORT/STREAM or hsm-actions:"
+                .into())
         })?;
         match scheme {
             "device" if rest.is_empty() => Ok(Self::Device("/dev".into())),
@@ -100,6 +109,8 @@ impl FromStr for SourceUri {
             "llapi" if rest.is_empty() => Ok(Self::Llapi),
             "llapi" => Err(bad("llapi: takes no options".into())),
             "replay" => parse_replay(rest).map_err(bad),
+            "hsm-actions" if rest.is_empty() => Ok(Self::HsmActions),
+            "hsm-actions" => Err(bad("hsm-actions: takes no options; set `hsm_actions`".into())),
             "sim" => parse_sim(rest).map_err(bad),
             "lcap" => parse_relay(rest).map_err(bad),
             other => Err(bad(format!("unknown kind of source `{other}:`"))),
@@ -113,6 +124,7 @@ impl fmt::Display for SourceUri {
             Self::Device(dir) if dir == Path::new("/dev") => f.write_str("device:"),
             Self::Device(dir) => write!(f, "device:{}", dir.display()),
             Self::Llapi => f.write_str("llapi:"),
+            Self::HsmActions => f.write_str("hsm-actions:"),
             Self::Replay { path, pace, repeat } => {
                 write!(f, "replay:{}", path.display())?;
                 let rate = pace.to_string();
@@ -181,9 +193,12 @@ fn parse_sim(rest: &str) -> Result<SourceUri, String> {
             ("seed", text) => sim.seed = value("seed", text)?,
             ("gaps", "0") => sim.gaps = None,
             ("gaps", text) => sim.gaps = Some(value::<NonZeroU64>("gaps", text)?),
+            ("actions", "0") => sim.actions = None,
+            ("actions", text) => sim.actions = Some(value::<NonZeroU64>("actions", text)?),
+            ("failover", text) => sim.failover = Some(value::<NonZeroU64>("failover", text)?),
             (key, _) => {
                 return Err(format!(
-                    "unknown option `{key}`; there are rate, records, seed and gaps"
+                    "unknown option `{key}`; there are rate, records, seed, gaps, actions and failover"
                 ));
             }
         }
@@ -219,6 +234,8 @@ mod tests {
             "replay:/a?loop=1",
             "sim:",
             "sim:rate=100000,records=7,seed=1,gaps=10",
+            "sim:seed=1,actions=350000,failover=60",
+            "hsm-actions:",
             "lcap://mds1:8189/changelog",
             "lcap://[::1]:8189/changelog",
         ] {

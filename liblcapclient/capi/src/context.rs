@@ -20,6 +20,7 @@ const OPT_FILTER: c_int = 3;
 const OPT_PREFETCH: c_int = 4;
 const OPT_ACK_INTERVAL: c_int = 5;
 const OPT_TIMEOUT: c_int = 6;
+const OPT_SNAPSHOT: c_int = 7;
 
 /// `struct lcap_cl_stats`
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -254,6 +255,13 @@ impl Context {
                 options.prefetch_bytes = n_bytes.map_err(|_| bad("too large a prefetch"))?;
             }
             OPT_ACK_INTERVAL => options.ack_interval = Duration::from_millis(number(value)?),
+            OPT_SNAPSHOT => {
+                options.snapshot = match number(value)? {
+                    0 => false,
+                    1 => true,
+                    _ => return Err(bad("a snapshot is wanted (1) or not (0)")),
+                }
+            }
             OPT_TIMEOUT => options.timeout = Duration::from_millis(number(value)?),
             _ => return Err(bad(format!("there is no option {option}"))),
         }

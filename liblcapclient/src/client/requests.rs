@@ -163,6 +163,7 @@ impl<B: AsRef<[u8]>> Protocol<B> {
             generation,
             follow: self.config.follow,
             filter: self.config.filter.clone(),
+            snapshot: self.config.snapshot && self.place.is_fresh(),
         };
         self.pending.retain(|_, pending| !matches!(pending, Pending::Start));
         self.send(Op::Start(start), Pending::Start);

@@ -37,6 +37,7 @@ fn config(follow: bool, reader: Option<&str>) -> Config {
         stream_required: true,
         reader: reader.map(str::to_owned),
         filter: None,
+        snapshot: false,
         from: 0,
         follow,
         patient: follow,
@@ -636,7 +637,8 @@ fn who_does_not_wait_is_told_that_the_server_is_away() {
 #[test]
 fn streams_of_other_things_than_records_are_refused() {
     let mut table = Table::live(None, 6);
-    let mut header = Header::for_body(Kind::Hsm, b"x");
+    let mut header = Header::for_body(Kind::Records, b"x");
+    header.flags = Flags::JSON;
     (header.epoch, header.sequence, header.count) = (1, 7, 1);
     table.data(Source::Live, b"", &header, b"x".to_vec());
     assert_eq!(table.failed.unwrap().errno(), libc::ENOTSUP);
