@@ -19,7 +19,7 @@ C_WARNINGS := -Wall -Wextra -Werror
 POLICIES := $(filter-out sdk,$(patsubst policies/%/Cargo.toml,%,$(wildcard policies/*/Cargo.toml)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-build build rust examples test explore deny soak bench demo install clean
+.PHONY: help setup setup-build build rust examples test explore deny soak bench demo install install-manual wheel deb rpm test-packages clean
 
 help:            ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 18
@@ -99,6 +99,31 @@ install:         ## install what `make build` made; DESTDIR= PREFIX=/usr LIBDIR=
 	install -d -m 755 $(DESTDIR)$(PREFIX)/lib/systemd/system
 	sed 's|@SBINDIR@|$(PREFIX)/sbin|' packaging/systemd/lcapd.service \
 		> $(DESTDIR)$(PREFIX)/lib/systemd/system/lcapd.service
+
+	$(MAKE) --no-print-directory install-manual OUT='$(OUT)' SHARE='$(DESTDIR)$(PREFIX)/share'
+
+# Pages and completions come from the programs, so they fit them.
+SHARE ?= $(DESTDIR)$(PREFIX)/share
+install-manual:
+	@if command -v go-md2man >/dev/null; then packaging/man.sh '$(OUT)' '$(SHARE)/man'; \
+	else echo 'no go-md2man: manual pages are not installed' >&2; fi
+	install -d -m 755 $(SHARE)/bash-completion/completions $(SHARE)/zsh/site-functions \
+		$(SHARE)/fish/vendor_completions.d
+	$(OUT)/lcap completions bash > $(SHARE)/bash-completion/completions/lcap
+	$(OUT)/lcap completions zsh > $(SHARE)/zsh/site-functions/_lcap
+	$(OUT)/lcap completions fish > $(SHARE)/fish/vendor_completions.d/lcap.fish
+
+wheel:           ## the Python package in target/wheel (needs pip)
+	python3 -m pip wheel -q --no-deps --wheel-dir $(TARGET)/wheel ./python
+
+deb: build       ## Debian packages in target/deb
+	OUT='$(OUT)' CC='$(CC)' packaging/deb/build.sh $(TARGET)/deb
+
+rpm: build       ## RPM packages in target/rpm
+	OUT='$(OUT)' CC='$(CC)' packaging/rpm/build.sh $(TARGET)/rpm
+
+test-packages: deb rpm  ## install, start, use and remove the packages on a bare Debian (root, network, minutes)
+	packaging/test-packages.sh $(TARGET)
 
 clean:           ## remove everything that was built
 	$(CARGO) clean

@@ -4,8 +4,10 @@
 //! stderr.
 #![forbid(unsafe_code)]
 
+mod bench;
 mod changelog;
 mod clear;
+mod completions;
 mod demo;
 mod doctor;
 mod hsm;
@@ -56,6 +58,13 @@ enum Command {
     Hsm(hsm::HsmArgs),
     /// Look at policy modules.
     Policy(policy::PolicyArgs),
+    /// Measure what lcapd does on this machine, with a simulated MDT.
+    Bench(bench::BenchArgs),
+    /// Print a script by which a shell completes the command line of lcap.
+    Completions(completions::CompletionsArgs),
+    /// Write manual pages.
+    #[command(hide = true)]
+    Man(completions::ManArgs),
     /// Run a daemon with simulated MDTs and a few clients, and prove that nothing is lost.
     Demo(demo::DemoArgs),
 }
@@ -73,6 +82,9 @@ fn main() -> ExitCode {
         Command::Sim(args) => sim::run(&args),
         Command::Hsm(args) => hsm::run(&args),
         Command::Policy(args) => policy::run(&args),
+        Command::Bench(args) => bench::run(&args),
+        Command::Completions(args) => completions::run(&args),
+        Command::Man(args) => completions::man(&args),
         Command::Demo(args) => demo::run(&args),
     };
     match result {

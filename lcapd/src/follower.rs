@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use lcap_ffi::RecordIndex;
 
-use crate::actions::journal::Snapshot;
+use crate::actions::journal::{Journal, Snapshot};
 use crate::batch::Batch;
 use crate::buffers::Buffers;
 use crate::log::{Entry, Gap, Lookup, MdtLog, Place};
@@ -41,7 +41,16 @@ pub struct Follower {
     /// What the log last said of the source, if it had nothing for us.
     at_end: bool,
     /// The state that comes before everything else.
-    state: Option<Snapshot>,
+    state: Option<State>,
+}
+
+/// A state that comes first.
+#[derive(Debug)]
+enum State {
+    /// That of this journal, when it is asked for.
+    Wanted(Arc<Journal>),
+    /// What is left of it.
+    Known(Snapshot),
 }
 
 #[derive(Debug)]
@@ -103,10 +112,11 @@ impl Follower {
         }
     }
 
-    /// Begins with a state instead of what led to it.
-    pub fn begin_with(&mut self, state: Snapshot) {
+    /// Begins with the state of a journal instead of what led to it. It is looked up by the first
+    /// [`Self::step`], since it may have to wait for who is writing the journal.
+    pub fn begin_with_state_of(&mut self, journal: Arc<Journal>) {
         self.continues = false;
-        self.state = Some(state);
+        self.state = Some(State::Wanted(journal));
     }
 
     /// Asks the source where its end is now: [`Step::Head`] and [`Step::Wait`] say `at_end` only
@@ -196,14 +206,24 @@ impl Follower {
     /// The next part of the state. Its events have holes between their indexes: what is missing has no
     /// part in it.
     fn step_state(&mut self) -> Result<Option<Step>, SourceError> {
-        let Some(state) = &mut self.state else { return Ok(None) };
-        let mut bytes = Vec::new();
-        let read = state.read(STATE_BYTES, &mut bytes);
         let failed = |source| SourceError::Io {
             action: "read",
             what: "the state of HSM actions".to_owned(),
             source,
         };
+        let state = match &mut self.state {
+            None => return Ok(None),
+            Some(State::Known(state)) => state,
+            Some(State::Wanted(journal)) => {
+                let state = journal.snapshot().map_err(failed)?;
+                match self.state.insert(State::Known(state)) {
+                    State::Known(state) => state,
+                    State::Wanted(_) => return Ok(None),
+                }
+            }
+        };
+        let mut bytes = Vec::new();
+        let read = state.read(STATE_BYTES, &mut bytes);
         if !read.map_err(failed)? {
             // What comes after it goes on without a hole.
             self.next = self.next.max(state.next_index());

@@ -299,6 +299,7 @@ impl Daemon {
 
         let flowing = Arc::default();
         let metrics = Metrics::default();
+        hsm.register(&metrics);
         let (engine_status, questions) = status_port(engine_waker.clone());
         let stream_figures: Vec<Arc<StreamFigures>> =
             config.streams.iter().map(|_| Arc::default()).collect();
@@ -653,6 +654,13 @@ impl HsmActions {
         Ok(hsm)
     }
 
+    fn register(&self, metrics: &Metrics) {
+        for of in &self.mdts {
+            let (mdt, stats) = (of.name.clone(), Arc::clone(&of.stats));
+            metrics.register(move |samples| stats.put(&mdt, samples));
+        }
+    }
+
     fn presence_of(&self, mdt: &MdtName) -> Option<Arc<dyn LiveState>> {
         let of = self.mdts.iter().find(|of| of.name == *mdt)?;
         Some(Arc::new(Presence { journal: Arc::clone(&of.journal), stats: Arc::clone(&of.stats) }))
@@ -814,7 +822,7 @@ impl CatchUps for CatchUpThreads {
         let (joint, version) = policies.joint_for(&parts.name).map_err(|error| chain(&error))?;
         let mut follower = follower(parts, from, continues, &waker);
         if let Some(journal) = parts.journal.as_ref().filter(|_| snapshot) {
-            follower.begin_with(journal.snapshot().map_err(|error| error.to_string())?);
+            follower.begin_with_state_of(Arc::clone(journal));
         }
         let mut pipeline = Pipeline::through(follower, joint, 0, self.started).keeping_up_with(
             policies,

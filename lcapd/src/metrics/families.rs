@@ -36,6 +36,13 @@ families! {
     Gauge MDT_LAG_RECORDS = "lcap_mdt_lag_records" ["mdt"] "Indexes read and not cleared: what the MDT keeps for us.";
     Gauge MDT_LAG_SECONDS = "lcap_mdt_lag_seconds" ["mdt"] "Age of the oldest record that is not cleared.";
     Gauge MDT_WAITING = "lcap_mdt_source_down" ["mdt"] "1 while the MDT's source cannot be read.";
+    Gauge HSM_HERE = "lcap_hsm_list_here" ["mdt"] "1 while the MDT's list of HSM actions is here and can be read.";
+    Gauge HSM_LIVE = "lcap_hsm_actions" ["mdt"] "HSM actions in the MDT's list.";
+    Counter HSM_READINGS = "lcap_hsm_readings_total" ["mdt"] "Readings of the MDT's list of HSM actions.";
+    Counter HSM_ERRORS = "lcap_hsm_reading_errors_total" ["mdt"] "Times that the list could not be read, or its changes not written down.";
+    Counter HSM_BAD_LINES = "lcap_hsm_bad_lines_total" ["mdt"] "Lines of the list that were not understood.";
+    Counter HSM_EVENTS = "lcap_hsm_events_total" ["mdt"] "HSM events noticed.";
+    Gauge HSM_READING_SECONDS = "lcap_hsm_reading_seconds" ["mdt"] "How long the last reading of the list took.";
     Gauge MDT_NOT_CLEARING = "lcap_mdt_clear_refused" ["mdt"] "1 if the MDT refused the last clear.";
 
     Counter STREAM_IN = "lcap_stream_in_records_total" ["stream", "mdt"] "Records that the stream's policies have taken in: sent, dropped and held.";
