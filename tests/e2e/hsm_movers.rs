@@ -11,7 +11,7 @@ use rustix::process::Signal;
 
 /// Short times, so that nothing is waited for longer than it must.
 const QUICK: &str =
-    "heartbeat = \"200ms\"\ngrace = \"60s\"\nkeep_alive = \"500ms\"\nrenew = \"2s\"\n";
+    "heartbeat = \"200ms\"\ngrace = \"60s\"\nkeep_alive = \"250ms\"\nrenew = \"2s\"\n";
 
 fn done(n: u64) -> impl Fn(&std::collections::BTreeMap<String, u64>) -> bool {
     move |summary| summary["succeed"] == n
@@ -93,7 +93,7 @@ fn cancels_are_answered_in_every_state() {
 fn a_lost_registration_is_noticed_and_queued_requests_live_on() {
     let mut fs = FileSystem::default();
     fs.options = QUICK.to_owned();
-    fs.mdt(&["set", "timeout_ms", "6000"]);
+    fs.mdt(&["set", "timeout_ms", "10000"]);
     let lcapd = fs.lcapd();
     // These wait longer than Lustre's limit, for there is no mover.
     fs.request("archive", 5, 1, "", 1);
@@ -110,7 +110,7 @@ fn a_lost_registration_is_noticed_and_queued_requests_live_on() {
     // The MDT restarts and forgets what it had sent; lcapd finds out, and drops it.
     let forgotten = fs.request("archive", 1, 1, "", 30);
     fs.wait_for("it was sent", |s| s["started"] == 16);
-    std::thread::sleep(Duration::from_secs(7).saturating_sub(since.elapsed()));
+    std::thread::sleep(Duration::from_secs(11).saturating_sub(since.elapsed()));
     assert_eq!(fs.summary()["timeouts"], 0, "they were kept alive");
     let tool = fs.copytool("m", &[]);
     fs.wait_for("all are done", done(16));
