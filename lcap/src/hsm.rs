@@ -1,9 +1,15 @@
-//! `lcap hsm`: requests of Lustre's hierarchical storage management.
+//! `lcap hsm`: Lustre's hierarchical storage management: its actions as they change, its requests.
 #![forbid(unsafe_code)]
 
+mod counts;
 mod lock;
+mod paths;
 mod queue;
+mod stats;
 mod status;
+mod tail;
+mod top;
+mod watch;
 mod worker;
 
 use anyhow::Result;
@@ -20,6 +26,12 @@ pub(crate) struct HsmArgs {
 
 #[derive(Subcommand)]
 enum HsmCommand {
+    /// Print what happens to HSM actions, a line per event, as hsm-stream-tail does.
+    Tail(tail::TailArgs),
+    /// Watch how many actions are waiting, running and over, per MDT.
+    Top(top::TopArgs),
+    /// Print the live actions as one JSON document, as hsm-stream-stats does.
+    Stats(stats::StatsArgs),
     /// Look at the queue of requests, and change it.
     Queue(queue::QueueArgs),
     /// Take requests from the queue and run a command for each.
@@ -28,6 +40,9 @@ enum HsmCommand {
 
 pub(crate) fn run(args: &HsmArgs) -> Result<()> {
     match &args.command {
+        HsmCommand::Tail(args) => tail::run(args),
+        HsmCommand::Top(args) => top::run(args),
+        HsmCommand::Stats(args) => stats::run(args),
         HsmCommand::Queue(args) => queue::run(args),
         HsmCommand::Worker(args) => worker::run(args),
     }

@@ -50,12 +50,12 @@ enum Command {
     Top(top::TopArgs),
     /// Say what is wrong with this installation, and what to type.
     Doctor(doctor::DoctorArgs),
+    /// Look at HSM actions as they change, at the queue of HSM requests, and work on it.
+    Hsm(hsm::HsmArgs),
     /// Write an MDT's records to a trace that `replay:` reads.
     Record(record::RecordArgs),
     /// Serve simulated MDTs as files that behave like changelog devices.
     Sim(sim::SimArgs),
-    /// Look at the queue of HSM requests, and work on it.
-    Hsm(hsm::HsmArgs),
     /// Look at policy modules.
     Policy(policy::PolicyArgs),
     /// Measure what lcapd does on this machine, with a simulated MDT.
@@ -78,9 +78,9 @@ fn main() -> ExitCode {
         Command::Status(args) => status::run(&args),
         Command::Top(args) => top::run(&args),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Hsm(args) => hsm::run(&args),
         Command::Record(args) => record::run(&args),
         Command::Sim(args) => sim::run(&args),
-        Command::Hsm(args) => hsm::run(&args),
         Command::Policy(args) => policy::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Completions(args) => completions::run(&args),

@@ -17,7 +17,7 @@ pub enum HsmOp {
     /// Figures; returns what `coordinatool-client` prints, and more.
     Status(Status),
     List(List),
-    /// One request; returns a [`Queued`].
+    /// One request; returns [`Shown`].
     Show(Which),
     /// Ends requests; returns [`Changed`], as all below.
     Cancel(Which),
@@ -75,6 +75,13 @@ pub struct Listed {
     pub requests: Vec<Queued>,
     /// There are more after the last one.
     pub more: bool,
+}
+
+/// One request. (Not bare: an answer has an `id` of its own.)
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shown {
+    /// The request.
+    pub request: Queued,
 }
 
 /// One request in the queue.

@@ -10,7 +10,7 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD as BASE64;
 use clap::{Args, Subcommand};
 use lcap_wire::hsm_queue::{
-    Changed, Drop, HsmOp, Import, Imported, List, Listed, Move, Place, Queued, Which,
+    Changed, Drop, HsmOp, Import, Imported, List, Listed, Move, Place, Queued, Shown, Which,
 };
 
 use super::{ask, json, lock, status};
@@ -275,7 +275,7 @@ fn age(received_ns: u64) -> String {
 }
 
 fn show(id: u64, as_json: bool) -> Result<()> {
-    let request: Queued = ask(HsmOp::Show(Which { ids: vec![id] }))?;
+    let Shown { request } = ask(HsmOp::Show(Which { ids: vec![id] }))?;
     if as_json {
         return json(&request);
     }

@@ -23,7 +23,7 @@ use crate::wake::Waker;
 
 /// Least time between two readings.
 const SPACING: Duration = Duration::from_secs(1);
-/// A reading is followed by ten times as long without one.
+/// A reading is followed by ten times as long without one, but for the audit.
 const SHARE: u32 = 10;
 /// After a reason to read, the list is read once more: it may say more a moment later.
 const SECOND_LOOK: Duration = Duration::from_secs(2);
@@ -147,7 +147,8 @@ impl Poller {
             let took = started.elapsed();
             self.tell(&state, &now_state);
             let spacing = SPACING.min(self.audit_interval);
-            let not_before = Instant::now() + spacing.max(took * SHARE);
+            let rest = (took * SHARE).min(self.audit_interval);
+            let not_before = Instant::now() + spacing.max(rest);
             let audit = match now_state {
                 State::Here if was_due => SECOND_LOOK.min(self.audit_interval),
                 State::Here | State::Unknown => self.audit_interval,

@@ -10,7 +10,7 @@ use base64::prelude::BASE64_STANDARD as BASE64;
 use lcap_ffi::Fid;
 use lcap_wire::hsm_queue::{
     Changed, HsmOp, Import, Imported, List, Listed, Lock as WireLock, Move as WireMove, Place,
-    Queued, Which,
+    Queued, Shown, Which,
 };
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -136,7 +136,7 @@ fn list(queue: &Queue, ask: &List) -> Done {
 fn show(queue: &Queue, which: &Which) -> Done {
     let id = which.ids.first().copied().unwrap_or_default();
     let view = queue.get(id).ok_or_else(|| (libc::ENOENT, format!("no request {id}")))?;
-    Ok(value(&queued(&view)))
+    Ok(value(&Shown { request: queued(&view) }))
 }
 
 fn worker_of<'a>(view: &View<'a>) -> Option<&'a str> {
@@ -303,6 +303,7 @@ mod tests {
         let done = ask(&mut core, json!({"do": "hold", "ids": [1, 9]})).unwrap();
         assert_eq!(done, json!({"changed": 1, "refused": [[9, "there is no such request"]]}));
         let shown = ask(&mut core, json!({"do": "show", "ids": [1]})).unwrap();
+        let shown = &shown["request"];
         assert_eq!((&shown["state"], &shown["fid"]), (&json!("held"), &json!("[0x1:0x1:0x0]")));
         ask(&mut core, json!({"do": "cancel", "ids": [1, 2]})).unwrap();
         assert_eq!(core.queue.len(), 1);
