@@ -19,7 +19,7 @@ C_WARNINGS := -Wall -Wextra -Werror
 POLICIES := $(filter-out sdk,$(patsubst policies/%/Cargo.toml,%,$(wildcard policies/*/Cargo.toml)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-build build rust examples test explore deny soak demo install clean
+.PHONY: help setup setup-build build rust examples test explore deny soak bench demo install install-manual wheel deb rpm test-packages clean
 
 help:            ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 18
@@ -71,6 +71,10 @@ soak: setup      ## kill, stop and cut things for MINUTES=10; ends with a line t
 	$(CARGO) build --workspace --locked --release
 	$(CARGO) run --locked --release -p lcap-tests --bin lcap-soak -- --minutes $(MINUTES)
 
+RUNS ?= 3
+bench: build     ## measure lcap on this machine beside references, RUNS=3 times each; target/bench has JSON and plots
+	$(OUT)/lcap-benches --runs $(RUNS) --out $(TARGET)/bench
+
 demo: build      ## a daemon with simulated MDTs and three clients; proves that nothing is lost
 	$(OUT)/lcap demo
 
@@ -78,6 +82,9 @@ install:         ## install what `make build` made; DESTDIR= PREFIX=/usr LIBDIR=
 	@test -x $(OUT)/lcapd || { echo 'nothing is built yet: make build' >&2; exit 1; }
 	install -D -m 755 $(OUT)/lcap $(DESTDIR)$(PREFIX)/bin/lcap
 	install -D -m 755 $(OUT)/lcapd $(DESTDIR)$(PREFIX)/sbin/lcapd
+	install -d -m 755 $(DESTDIR)$(PREFIX)/libexec/lcap
+	install -m 755 $(OUT)/lhsm_mdt_upcall $(DESTDIR)$(PREFIX)/libexec/lcap/lhsm_mdt_upcall
+	install -m 755 $(OUT)/lhsm_worker_posix $(DESTDIR)$(PREFIX)/bin/lhsm_worker_posix
 	install -d -m 755 $(DESTDIR)$(LIBDIR)/lcap/policies
 	for name in $(POLICIES); do install -m 755 \
 		$(OUT)/liblcap_policy_$$(echo $$name | tr - _).so \
@@ -87,9 +94,36 @@ install:         ## install what `make build` made; DESTDIR= PREFIX=/usr LIBDIR=
 		packaging/install-client.sh
 	install -d -m 755 $(DESTDIR)/etc/lcap
 	install -m 644 packaging/lcapd.toml $(DESTDIR)/etc/lcap/lcapd.toml.sample
+	install -m 644 packaging/upcall.toml $(DESTDIR)/etc/lcap/upcall.toml.sample
+	install -m 644 packaging/worker_posix.toml $(DESTDIR)/etc/lcap/worker_posix.toml.sample
 	install -d -m 755 $(DESTDIR)$(PREFIX)/lib/systemd/system
 	sed 's|@SBINDIR@|$(PREFIX)/sbin|' packaging/systemd/lcapd.service \
 		> $(DESTDIR)$(PREFIX)/lib/systemd/system/lcapd.service
+
+	$(MAKE) --no-print-directory install-manual OUT='$(OUT)' SHARE='$(DESTDIR)$(PREFIX)/share'
+
+# Pages and completions come from the programs, so they fit them.
+SHARE ?= $(DESTDIR)$(PREFIX)/share
+install-manual:
+	@if command -v go-md2man >/dev/null; then packaging/man.sh '$(OUT)' '$(SHARE)/man'; \
+	else echo 'no go-md2man: manual pages are not installed' >&2; fi
+	install -d -m 755 $(SHARE)/bash-completion/completions $(SHARE)/zsh/site-functions \
+		$(SHARE)/fish/vendor_completions.d
+	$(OUT)/lcap completions bash > $(SHARE)/bash-completion/completions/lcap
+	$(OUT)/lcap completions zsh > $(SHARE)/zsh/site-functions/_lcap
+	$(OUT)/lcap completions fish > $(SHARE)/fish/vendor_completions.d/lcap.fish
+
+wheel:           ## the Python package in target/wheel (needs pip)
+	python3 -m pip wheel -q --no-deps --wheel-dir $(TARGET)/wheel ./python
+
+deb: build       ## Debian packages in target/deb
+	OUT='$(OUT)' CC='$(CC)' packaging/deb/build.sh $(TARGET)/deb
+
+rpm: build       ## RPM packages in target/rpm
+	OUT='$(OUT)' CC='$(CC)' packaging/rpm/build.sh $(TARGET)/rpm
+
+test-packages: deb rpm  ## install, start, use and remove the packages on a bare Debian (root, network, minutes)
+	packaging/test-packages.sh $(TARGET)
 
 clean:           ## remove everything that was built
 	$(CARGO) clean

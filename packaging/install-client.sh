@@ -1,6 +1,6 @@
 #!/bin/sh
 # SPDX-License-Identifier: LGPL-3.0-or-later
-# Installs the client library, the preload library, headers, pkg-config file and manual pages.
+# Installs the client library, the preload library, headers and the pkg-config file.
 # `make install` calls it; everything comes from the environment:
 #   DESTDIR, PREFIX (/usr), LIBDIR ($PREFIX/lib), OUT (target/release), CC (cc)
 #
@@ -15,7 +15,6 @@ LIBDIR=${LIBDIR:-$PREFIX/lib}
 DESTDIR=${DESTDIR:-}
 OUT=${OUT:-target/release}
 CC=${CC:-cc}
-MANDIR=${MANDIR:-$PREFIX/share/man}
 FULL=liblcapclient.so.1.0.0
 
 for file in liblcapclient.a liblcap_llapi.so; do
@@ -42,19 +41,7 @@ if command -v strip > /dev/null; then
 fi
 install -m 755 "$OUT/liblcap_llapi.so" "$DESTDIR$LIBDIR/liblcap_llapi.so"
 
-install -m 644 include/lcap_client.h include/lcap_changelog.h "$DESTDIR$PREFIX/include/"
+install -m 644 include/lcap_client.h include/lcap_changelog.h include/lcap_mover.h "$DESTDIR$PREFIX/include/"
 sed -e "s|@PREFIX@|$PREFIX|" -e "s|@LIBDIR@|$LIBDIR|" -e "s|@VERSION@|$version|" \
 	packaging/lcapclient.pc.in > "$DESTDIR$LIBDIR/pkgconfig/lcapclient.pc"
 chmod 644 "$DESTDIR$LIBDIR/pkgconfig/lcapclient.pc"
-
-for page in docs/man/lcap_client.3.md docs/man/liblcap_llapi.7.md; do
-	name=$(basename "$page" .md)
-	section=${name##*.}
-	if command -v pandoc > /dev/null; then
-		install -d -m 755 "$DESTDIR$MANDIR/man$section"
-		pandoc --standalone --from markdown-smart --to man "$page" \
-			--output "$DESTDIR$MANDIR/man$section/$name"
-	else
-		echo "no pandoc: manual page $name is not installed" >&2
-	fi
-done

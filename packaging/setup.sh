@@ -22,6 +22,10 @@ need gcc gcc have cc
 need libc6-dev glibc-devel test -e /usr/include/stdio.h
 need pkg-config pkgconf-pkg-config have pkg-config
 need libzmq3-dev zeromq-devel pkg-config --atleast-version=4.3.1 libzmq
+# Manual pages. On RHEL it is in a repository that is off by default; there, see below.
+if have apt-get; then
+	need go-md2man '' have go-md2man
+fi
 if [ "$what" = test ]; then
 	need g++ gcc-c++ have c++
 	need valgrind valgrind have valgrind
@@ -57,6 +61,8 @@ if [ -n "$missing_deb$missing_rpm" ]; then
 	elif have dnf; then
 		echo "setup: dnf install$missing_rpm (zeromq and python3-zmq are in EPEL)"
 		$as_root dnf install -y -q epel-release || true
+		have go-md2man || $as_root dnf install -y -q golang-github-cpuguy83-md2man ||
+			echo "setup: no go-md2man (CRB has it): manual pages will be left out" >&2
 		# shellcheck disable=SC2086
 		$as_root dnf install -y -q $missing_rpm
 	else

@@ -4,6 +4,8 @@ use std::ffi::{CStr, CString, c_char};
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
 use std::ptr;
 
 unsafe extern "C" {
@@ -45,6 +47,25 @@ pub fn with_signals_blocked<T>(body: impl FnOnce() -> T) -> T {
         Restore(old.assume_init())
     };
     body()
+}
+
+/// Has the process that `command` starts killed when the thread that starts it ends, however that
+/// happens.
+pub fn die_with_parent(command: &mut Command) {
+    let parent = std::process::id();
+    // SAFETY: between fork and exec only async-signal-safe calls are allowed: prctl and getppid are.
+    unsafe {
+        command.pre_exec(move || {
+            if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 {
+                return Err(io::Error::last_os_error());
+            }
+            // It may have ended just before.
+            if u32::try_from(libc::getppid()).ok() != Some(parent) {
+                return Err(io::Error::from_raw_os_error(libc::ESRCH));
+            }
+            Ok(())
+        });
+    }
 }
 
 /// A pipe whose read end does not block; both ends go with an `exec`.

@@ -5,6 +5,7 @@ use std::io::{self, Write as _};
 
 use anyhow::{Context as _, Result};
 use clap::Args;
+use lcap_ffi::hsm_action::HsmActionEvent;
 use lcap_ffi::record::split_first;
 use lcap_ffi::{MdtName, Record, RecordIndex, text};
 use lcap_wire::json;
@@ -28,6 +29,9 @@ pub(crate) struct ChangelogArgs {
     /// docs/policies.md. The server evaluates it.
     #[arg(long, value_name = "EXPR")]
     filter: Option<String>,
+    /// Of a stream of HSM events: what is there now first, then what changes.
+    #[arg(long)]
+    snapshot: bool,
     /// Stream to read [default: LCAP_STREAM, or changelog].
     #[arg(long)]
     stream: Option<String>,
@@ -52,7 +56,7 @@ pub(crate) fn run(args: &ChangelogArgs) -> Result<()> {
     if let Some(reader) = &args.reader {
         builder = builder.reader(Some(reader));
     }
-    builder = builder.filter(args.filter.as_deref());
+    builder = builder.filter(args.filter.as_deref()).snapshot(args.snapshot);
     let mut client = builder.connect().context("cannot start changelog")?;
     let mdt = args.mdt.as_str();
     let mut out = Vec::with_capacity(OUTPUT_BYTES * 2);
@@ -77,7 +81,7 @@ pub(crate) fn run(args: &ChangelogArgs) -> Result<()> {
         if args.json {
             json::write_line(mdt, &record, &mut out);
         } else {
-            text::write_line(&record, &mut out);
+            write_text(&record, &mut out);
         }
         if out.len() >= OUTPUT_BYTES {
             flush(&mut out)?;
@@ -86,6 +90,19 @@ pub(crate) fn run(args: &ChangelogArgs) -> Result<()> {
     }
     flush(&mut out)?;
     acknowledge(&mut client, args.ack)
+}
+
+/// As `lfs changelog` does; an HSM event, which that does not know, as index, what happened, when (seconds
+/// since 1970), and the MDT's line.
+fn write_text(record: &Record<'_>, out: &mut Vec<u8>) {
+    let Ok(event) = HsmActionEvent::parse(record) else { return text::write_line(record, out) };
+    let (kind, time) = (event.kind.name(), event.time);
+    let state = if event.is_snapshot { " (state)" } else { "" };
+    // A Vec takes everything.
+    let _ =
+        write!(out, "{} {kind}{state} {}.{:09} ", event.index, time.seconds(), time.nanoseconds());
+    event.write_raw(out);
+    out.push(b'\n');
 }
 
 /// Settles everything that was printed.

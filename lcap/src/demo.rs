@@ -16,7 +16,7 @@
 mod client;
 mod scene;
 mod show;
-mod stage;
+pub(crate) mod stage;
 mod tally;
 mod verdict;
 

@@ -44,6 +44,20 @@ pub(crate) struct DoctorArgs {
 }
 
 pub(crate) fn run(args: &DoctorArgs) -> Result<()> {
+    let report = examine(args)?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        crate::print(&report.text())?;
+    }
+    match report.errors() {
+        0 => Ok(()),
+        1 => bail!("one thing is wrong"),
+        n => bail!("{n} things are wrong"),
+    }
+}
+
+fn examine(args: &DoctorArgs) -> Result<Report> {
     let params = match &args.params {
         None => Params::Live { root: args.root.clone() },
         Some(file) => Params::printed(
@@ -85,16 +99,7 @@ pub(crate) fn run(args: &DoctorArgs) -> Result<()> {
     if !args.offline {
         daemon(&mut report, config.as_ref());
     }
-    if args.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
-    } else {
-        crate::print(&report.text())?;
-    }
-    match report.errors() {
-        0 => Ok(()),
-        1 => bail!("one thing is wrong"),
-        n => bail!("{n} things are wrong"),
-    }
+    Ok(report)
 }
 
 fn configuration(report: &mut Report, args: &DoctorArgs) -> Option<Config> {
@@ -193,6 +198,14 @@ fn states(report: &mut Report, status: &Status) {
         }
     }
     for stream in &status.streams {
+        for policy in stream.policies.iter().filter(|policy| policy.state != "active") {
+            let why = policy.fault.as_deref().unwrap_or_default();
+            report.error(
+                &stream.name,
+                format!("policy {} is {}: {why}", policy.module, policy.state),
+                format!("lcap policy reload {}    # when the module is mended", stream.name),
+            );
+        }
         for reader in &stream.readers {
             let (name, about) = (&reader.name, &stream.name);
             let behind = reader.lag_records;
@@ -228,3 +241,6 @@ fn states(report: &mut Report, status: &Status) {
         );
     }
 }
+
+#[cfg(test)]
+mod tests;

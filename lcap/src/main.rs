@@ -4,10 +4,13 @@
 //! stderr.
 #![forbid(unsafe_code)]
 
+mod bench;
 mod changelog;
 mod clear;
+mod completions;
 mod demo;
 mod doctor;
+mod hsm;
 mod policy;
 mod reader;
 mod screen;
@@ -47,12 +50,21 @@ enum Command {
     Top(top::TopArgs),
     /// Say what is wrong with this installation, and what to type.
     Doctor(doctor::DoctorArgs),
+    /// Look at HSM actions as they change, at the queue of HSM requests, and work on it.
+    Hsm(hsm::HsmArgs),
     /// Write an MDT's records to a trace that `replay:` reads.
     Record(record::RecordArgs),
     /// Serve simulated MDTs as files that behave like changelog devices.
     Sim(sim::SimArgs),
     /// Look at policy modules.
     Policy(policy::PolicyArgs),
+    /// Measure what lcapd does on this machine, with a simulated MDT.
+    Bench(bench::BenchArgs),
+    /// Print a script by which a shell completes the command line of lcap.
+    Completions(completions::CompletionsArgs),
+    /// Write manual pages.
+    #[command(hide = true)]
+    Man(completions::ManArgs),
     /// Run a daemon with simulated MDTs and a few clients, and prove that nothing is lost.
     Demo(demo::DemoArgs),
 }
@@ -66,9 +78,13 @@ fn main() -> ExitCode {
         Command::Status(args) => status::run(&args),
         Command::Top(args) => top::run(&args),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Hsm(args) => hsm::run(&args),
         Command::Record(args) => record::run(&args),
         Command::Sim(args) => sim::run(&args),
         Command::Policy(args) => policy::run(&args),
+        Command::Bench(args) => bench::run(&args),
+        Command::Completions(args) => completions::run(&args),
+        Command::Man(args) => completions::man(&args),
         Command::Demo(args) => demo::run(&args),
     };
     match result {

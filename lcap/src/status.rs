@@ -3,7 +3,7 @@
 
 use anyhow::Result;
 use clap::Args;
-use lcap_wire::control::{Delivery, Status, StreamStatus};
+use lcap_wire::control::{Delivery, MdtStatus, Status, StreamKind, StreamStatus};
 
 #[derive(Args)]
 pub(crate) struct StatusArgs {
@@ -24,11 +24,18 @@ pub(crate) fn run(args: &StatusArgs) -> Result<()> {
 
 fn print(status: &Status) {
     println!("lcapd {} epoch {}", status.version, status.epoch);
-    println!(
-        "\n{:<20} {:<13} {:>14} {:>14} {:>10}  SOURCE",
-        "MDT", "STATE", "READ", "CLEARED", "LAG"
-    );
-    for mdt in &status.mdts {
+    print_logs("MDT", &status.mdts);
+    if !status.hsm_mdts.is_empty() {
+        print_logs("HSM EVENTS OF", &status.hsm_mdts);
+    }
+    for stream in &status.streams {
+        print_stream(stream);
+    }
+}
+
+fn print_logs(what: &str, mdts: &[MdtStatus]) {
+    println!("\n{what:<20} {:<13} {:>14} {:>14} {:>10}  SOURCE", "STATE", "READ", "CLEARED", "LAG");
+    for mdt in mdts {
         println!(
             "{:<20} {:<13} {:>14} {:>14} {:>10}  {}",
             mdt.name, mdt.state, mdt.read_index, mdt.cleared_index, mdt.lag_records, mdt.source
@@ -37,9 +44,6 @@ fn print(status: &Status) {
             println!("{:<20} {reason}", "");
         }
     }
-    for stream in &status.streams {
-        print_stream(stream);
-    }
 }
 
 fn print_stream(stream: &StreamStatus) {
@@ -47,7 +51,8 @@ fn print_stream(stream: &StreamStatus) {
         Delivery::Broadcast => "broadcast",
         Delivery::Queue => "queue",
     };
-    println!("\nstream {} ({delivery})", stream.name);
+    let kind = if stream.kind == StreamKind::Hsm { ", HSM events" } else { "" };
+    println!("\nstream {} ({delivery}{kind})", stream.name);
     println!(
         "  {:<20} {:>14} {:>12} {:>10} {:>14} {:>12}",
         "MDT", "SENT", "DROPPED", "HELD", "WATERMARK", "OUTSTANDING"

@@ -26,7 +26,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let n = std::env::var("LCAP_BENCH_RECORDS").ok().and_then(|n| n.parse().ok());
     let mut generated = Vec::new();
     let mut generator = Generator::new(GeneratorOptions { seed: 1, ..Default::default() });
-    generator.fill(&mut generated, n.unwrap_or(2_000_000));
+    for _ in 0..n.unwrap_or(2_000_000) {
+        generated.extend_from_slice(generator.next_record());
+    }
     let mut inputs = vec![("generator".to_owned(), generated)];
     for path in files {
         inputs.push((path.display().to_string(), std::fs::read(&path)?));

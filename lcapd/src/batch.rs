@@ -1,11 +1,13 @@
 //! Records of one MDT that are moved together.
 #![forbid(unsafe_code)]
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use lcap_ffi::record::{RecordError, split_len};
 use lcap_ffi::{Record, RecordIndex};
+
+use crate::buffers::{Buffer, Buffers};
 
 /// Consecutive records of one MDT, byte for byte as the source gave them, in one buffer.
 ///
@@ -20,6 +22,8 @@ pub struct Batch {
     ordered: bool,
     read_at: Instant,
     crc: OnceLock<u32>,
+    /// Where its memory came from.
+    home: Option<Arc<Buffers>>,
 }
 
 /// Bytes that are no batch.
@@ -49,11 +53,25 @@ impl Batch {
     /// # Errors
     /// [`BatchError`] if there are none, or they do not end where `bytes` ends.
     pub fn parse(bytes: Vec<u8>) -> Result<Self, BatchError> {
+        // A modern namespace record is some 160 bytes long.
+        let ends = Vec::with_capacity(bytes.len() / 128 + 1);
+        Self::parse_into(Buffer { bytes, ends }, None)
+    }
+
+    /// As [`Self::parse`], in a buffer that goes back to `home` at the end.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn parse_pooled(buffer: Buffer, home: &Arc<Buffers>) -> Result<Self, BatchError> {
+        Self::parse_into(buffer, Some(Arc::clone(home)))
+    }
+
+    fn parse_into(buffer: Buffer, home: Option<Arc<Buffers>>) -> Result<Self, BatchError> {
+        let Buffer { bytes, mut ends } = buffer;
         if u32::try_from(bytes.len()).is_err() {
             return Err(BatchError::TooLarge(bytes.len()));
         }
-        // A modern namespace record is some 160 bytes long.
-        let mut ends = Vec::with_capacity(bytes.len() / 128 + 1);
+        ends.clear();
         let (mut first, mut last) = (RecordIndex::new(u64::MAX), RecordIndex::ZERO);
         let (mut at, mut ordered, mut after) = (0, true, RecordIndex::ZERO);
         while at < bytes.len() {
@@ -73,7 +91,7 @@ impl Batch {
             return Err(BatchError::Empty);
         }
         let (read_at, crc) = (Instant::now(), OnceLock::new());
-        Ok(Self { bytes, ends, first, last, ordered, read_at, crc })
+        Ok(Self { bytes, ends, first, last, ordered, read_at, crc, home })
     }
 
     /// A batch of records that are known to be well-formed, from several others.
@@ -84,7 +102,7 @@ impl Batch {
         last: RecordIndex,
     ) -> Self {
         let (read_at, crc) = (Instant::now(), OnceLock::new());
-        Self { bytes, ends, first, last, ordered: false, read_at, crc }
+        Self { bytes, ends, first, last, ordered: false, read_at, crc, home: None }
     }
 
     /// Whether indexes increase from record to record, as those of a source must.
@@ -111,6 +129,7 @@ impl Batch {
             ordered: parts.iter().all(|part| part.ordered),
             read_at,
             crc: OnceLock::new(),
+            home: None,
         })
     }
 
@@ -206,6 +225,15 @@ impl Batch {
     /// Its records, parsed.
     pub fn records(&self) -> impl Iterator<Item = Record<'_>> {
         lcap_ffi::record::records(&self.bytes).map_while(Result::ok)
+    }
+}
+
+impl Drop for Batch {
+    fn drop(&mut self) {
+        if let Some(home) = &self.home {
+            let (bytes, ends) = (std::mem::take(&mut self.bytes), std::mem::take(&mut self.ends));
+            home.give(Buffer { bytes, ends });
+        }
     }
 }
 

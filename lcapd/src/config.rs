@@ -17,6 +17,7 @@ use serde::{Deserialize, Deserializer};
 use toml::Spanned;
 
 use crate::actions::place::ListPlace;
+use crate::hsm::config::{Hsm, RawHsm};
 use crate::policy::PolicyConfig;
 use crate::sink::config::{RawSink, SinkConfig};
 use crate::source::SourceUri;
@@ -30,8 +31,10 @@ pub struct Config {
     pub server: Server,
     /// One per MDT.
     pub mdts: Vec<Mdt>,
-    /// At least one.
+    /// At least one, unless HSM requests are all that is served.
     pub streams: Vec<Stream>,
+    /// The queue of HSM requests.
+    pub hsm: Option<Hsm>,
     /// Streams to other systems.
     pub sinks: Vec<Arc<SinkConfig>>,
 }
@@ -161,6 +164,7 @@ struct RawConfig {
     mdt: Vec<RawMdt>,
     #[serde(default)]
     stream: Vec<RawStream>,
+    hsm: Option<RawHsm>,
     #[serde(default)]
     sink: Vec<RawSink>,
 }
@@ -342,7 +346,19 @@ impl Config {
             }
             mdts.push(mdt);
         }
-        if mdts.is_empty() {
+        let hsm = raw.hsm.as_ref().map(RawHsm::check).transpose();
+        let hsm = hsm.map_err(|(at, key, problem)| place.error(at, key, problem))?;
+        if let Some(hsm) = &raw.hsm {
+            let plain = raw.server.allow_plaintext;
+            if let Some(movers) = &hsm.movers {
+                check_endpoint(&place, movers, "hsm.movers", plain)?;
+            }
+            if let Some(port) = &hsm.json_port {
+                let url = Spanned::new(port.span(), format!("tcp://{}", port.get_ref()));
+                check_endpoint(&place, &url, "hsm.json_port", plain)?;
+            }
+        }
+        if mdts.is_empty() && hsm.is_none() {
             return Err(place.error(None, "mdt", "no [[mdt]] given; there is nothing to read"));
         }
         let mut streams: Vec<Stream> = Vec::new();
@@ -366,14 +382,14 @@ impl Config {
             }
             streams.push(stream);
         }
-        if streams.is_empty() {
+        if streams.is_empty() && (hsm.is_none() || !mdts.is_empty()) {
             return Err(place.error(None, "stream", "no [[stream]] given; nobody could read"));
         }
         let mut sinks = Vec::new();
         for raw_sink in &raw.sink {
             sinks.push(Arc::new(raw_sink.check(&place, &streams, &sinks)?));
         }
-        Ok(Self { path: path.to_owned(), server, mdts, streams, sinks })
+        Ok(Self { path: path.to_owned(), server, mdts, streams, sinks, hsm })
     }
 }
 

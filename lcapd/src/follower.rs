@@ -11,8 +11,9 @@ use std::time::Instant;
 
 use lcap_ffi::RecordIndex;
 
-use crate::actions::journal::Snapshot;
+use crate::actions::journal::{Journal, Snapshot};
 use crate::batch::Batch;
+use crate::buffers::Buffers;
 use crate::log::{Entry, Found, Gap, Lookup, MdtLog, Place};
 use crate::reader::{Piece, pieces};
 use crate::source::{ChangelogSource, ReadOutcome, SourceError, Upstream, WaitFor};
@@ -31,7 +32,7 @@ pub struct Follower {
     place: Arc<Place>,
     next: RecordIndex,
     generation: u16,
-    read_bytes: usize,
+    buffers: Arc<Buffers>,
     mode: Mode,
     /// What lies right before `next` was read once: if the source begins later, records are gone.
     continues: bool,
@@ -40,7 +41,16 @@ pub struct Follower {
     /// What the log last said of the source, if it had nothing for us.
     at_end: bool,
     /// The state that comes before everything else.
-    state: Option<Snapshot>,
+    state: Option<State>,
+}
+
+/// A state that comes first.
+#[derive(Debug)]
+enum State {
+    /// That of this journal, when it is asked for.
+    Wanted(Arc<Journal>),
+    /// What is left of it.
+    Known(Snapshot),
 }
 
 #[derive(Debug)]
@@ -82,7 +92,7 @@ impl Follower {
         upstream: Arc<dyn Upstream>,
         from: RecordIndex,
         continues: bool,
-        read_bytes: usize,
+        buffers: Arc<Buffers>,
         waker: Waker,
     ) -> Self {
         let (_, generation) = log.head();
@@ -93,7 +103,7 @@ impl Follower {
             place,
             next: from,
             generation,
-            read_bytes,
+            buffers,
             mode: Mode::Lost,
             continues,
             pending: VecDeque::new(),
@@ -102,10 +112,11 @@ impl Follower {
         }
     }
 
-    /// Begins with a state instead of what led to it.
-    pub fn begin_with(&mut self, state: Snapshot) {
+    /// Begins with the state of a journal instead of what led to it. It is looked up by the first
+    /// [`Self::step`], since it may have to wait for who is writing the journal.
+    pub fn begin_with_state_of(&mut self, journal: Arc<Journal>) {
         self.continues = false;
-        self.state = Some(state);
+        self.state = Some(State::Wanted(journal));
     }
 
     /// Asks the source where its end is now: [`Step::Head`] and [`Step::Wait`] say `at_end` only
@@ -206,14 +217,24 @@ impl Follower {
     /// The next part of the state. Its events have holes between their indexes: what is missing has no
     /// part in it.
     fn step_state(&mut self) -> Result<Option<Step>, SourceError> {
-        let Some(state) = &mut self.state else { return Ok(None) };
-        let mut bytes = Vec::new();
-        let read = state.read(self.read_bytes.min(STATE_BYTES), &mut bytes);
         let failed = |source| SourceError::Io {
             action: "read",
             what: "the state of HSM actions".to_owned(),
             source,
         };
+        let state = match &mut self.state {
+            None => return Ok(None),
+            Some(State::Known(state)) => state,
+            Some(State::Wanted(journal)) => {
+                let state = journal.snapshot().map_err(failed)?;
+                match self.state.insert(State::Known(state)) {
+                    State::Known(state) => state,
+                    State::Wanted(_) => return Ok(None),
+                }
+            }
+        };
+        let mut bytes = Vec::new();
+        let read = state.read(STATE_BYTES, &mut bytes);
         if !read.map_err(failed)? {
             // What comes after it goes on without a hole.
             self.next = self.next.max(state.next_index());
@@ -272,8 +293,8 @@ impl Follower {
 
     fn read_source(&mut self) -> Result<Step, SourceError> {
         let Mode::Source(source) = &mut self.mode else { return Ok(Step::Head { at_end: false }) };
-        let mut buf = Vec::with_capacity(self.read_bytes);
-        let outcome = source.read(&mut buf).inspect_err(|_| self.mode = Mode::Lost)?;
+        let mut buffer = self.buffers.take();
+        let outcome = source.read(&mut buffer.bytes).inspect_err(|_| self.mode = Mode::Lost)?;
         match outcome {
             ReadOutcome::Lost { first, last } => {
                 let gap = Gap { first, last, generation: self.generation, rewinds: false };
@@ -287,7 +308,7 @@ impl Follower {
                 Ok(Step::Wait { on, at_end: true })
             }
             ReadOutcome::Bytes(_) => {
-                let batch = Batch::parse(trim(buf)).map_err(|error| {
+                let batch = Batch::parse_pooled(buffer, &self.buffers).map_err(|error| {
                     self.mode = Mode::Lost;
                     SourceError::Malformed {
                         what: "catch-up read".to_owned(),
@@ -315,14 +336,6 @@ impl Drop for Follower {
     fn drop(&mut self) {
         self.log.unfollow(&self.place);
     }
-}
-
-/// Gives back what a short read did not fill: the log counts what it keeps.
-pub fn trim(mut buf: Vec<u8>) -> Vec<u8> {
-    if buf.len() < buf.capacity() / 4 * 3 {
-        buf.shrink_to_fit();
-    }
-    buf
 }
 
 /// Sleeps until `waker` is woken or what `on` names has come; `until` bounds it.

@@ -5,6 +5,22 @@
 //! [`queue`] and [`scheduler`] have no I/O, thread or clock: requests, completions, deaths and the
 //! time come in as values, and what is to be written and told comes out as values.
 
+pub mod active;
+pub mod config;
+pub mod coordinatool;
+pub mod coordinator;
+pub mod entrances;
+pub mod figures;
+pub mod json_port;
+pub mod lustre;
+pub mod movers;
+pub mod operator;
 pub mod queue;
+pub mod reports;
 pub mod request;
 pub mod scheduler;
+pub mod service;
+pub mod spool;
+pub mod start;
+pub mod store;
+pub mod workers;

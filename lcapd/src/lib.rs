@@ -5,6 +5,7 @@
 
 pub mod actions;
 pub mod batch;
+pub mod buffers;
 pub mod catch_up;
 pub mod clearer;
 pub mod config;
@@ -17,6 +18,7 @@ pub mod http;
 pub mod log;
 pub mod metrics;
 pub mod overlap;
+pub mod pace;
 pub mod pipeline;
 pub mod policies;
 pub mod policy;

@@ -1,6 +1,7 @@
 //! One thread per MDT: source → batches → log. It does nothing else that can block.
 #![forbid(unsafe_code)]
 
+use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -12,9 +13,11 @@ use tracing::{error, info, warn};
 
 use crate::actions::Due;
 use crate::batch::Batch;
-use crate::follower::{REOPEN_PAUSE, sleep_on, trim};
+use crate::buffers::{Buffer, Buffers};
+use crate::follower::{REOPEN_PAUSE, sleep_on};
 use crate::log::{Entry, Gap, MdtLog};
 use crate::overlap::{Digest, OVERLAP_RECORDS, Overlap, Verdict};
+use crate::pace::Pace;
 use crate::server::Outcome;
 use crate::source::{ChangelogSource, ReadOutcome, SourceError, Upstream, WaitFor};
 use crate::timeline::Timeline;
@@ -78,8 +81,10 @@ pub struct Reader {
     pub log: Arc<MdtLog>,
     /// What others may know.
     pub stats: Arc<ReaderStats>,
-    /// Size of a read buffer.
-    pub read_bytes: usize,
+    /// Memory to read into.
+    pub buffers: Arc<Buffers>,
+    /// How often to look while records keep coming.
+    pub pace: Pace,
     /// What was read last in an earlier life, to compare with.
     pub known: Vec<Digest>,
     /// Where the engine learns of gaps and new histories.
@@ -99,7 +104,9 @@ pub struct Reader {
 pub struct Open {
     source: Box<dyn ChangelogSource>,
     place: Place,
-    buf: Vec<u8>,
+    buffer: Buffer,
+    /// The last read found records, and after them nothing more.
+    drained: bool,
 }
 
 /// What a step of a reader came to.
@@ -130,6 +137,8 @@ enum Place {
 impl Reader {
     /// Reads until told to stop. A source that fails is opened again, later and later.
     pub fn run(&mut self) {
+        // The kernel may else wake us 50 µs late to save power.
+        let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1));
         let mut backoff = MIN_BACKOFF;
         while !self.stopped() {
             let started = Instant::now();
@@ -156,7 +165,18 @@ impl Reader {
     fn read_source(&mut self) -> Result<(), SourceError> {
         let mut open = self.open()?;
         while !self.stopped() {
-            let ReadStep::Wait { on, at_end, reopen } = self.step(&mut open)? else { continue };
+            let (on, at_end, reopen) = match self.step(&mut open)? {
+                ReadStep::Again => {
+                    let drained = std::mem::take(&mut open.drained);
+                    let again = drained.then(|| self.pace.found(Instant::now())).flatten();
+                    let Some(at) = again else { continue };
+                    (WaitFor::Until(at), false, false)
+                }
+                ReadStep::Wait { on, at_end, reopen } => {
+                    self.pace.found_nothing();
+                    (on, at_end, reopen)
+                }
+            };
             self.wait(on, at_end);
             if reopen {
                 open.source = self.upstream.open(self.log.head().0)?;
@@ -180,8 +200,8 @@ impl Reader {
         let (next, _) = self.log.head();
         let from = overlap.start().map_or(next, |start| start.min(next));
         let source = self.upstream.open(from)?;
-        let buf = Vec::with_capacity(self.read_bytes);
-        Ok(Open { source, place: Place::Comparing(overlap), buf })
+        let buffer = self.buffers.take();
+        Ok(Open { source, place: Place::Comparing(overlap), buffer, drained: false })
     }
 
     /// Reads once. Waits for nothing but a full log.
@@ -189,17 +209,18 @@ impl Reader {
     /// # Errors
     /// If the source fails; it is to be opened again then.
     pub fn step(&mut self, open: &mut Open) -> Result<ReadStep, SourceError> {
-        let Open { source, place, buf } = open;
+        let Open { source, place, buffer, drained } = open;
         if self.log.take_end_wanted() {
             source.ask_end();
         }
-        let outcome = source.read(buf)?;
+        let outcome = source.read(&mut buffer.bytes)?;
         if self.stats.set_trouble(None) {
             info!(mdt = %self.mdt, next = %self.log.head().0, "source is back");
         }
         let step = match outcome {
             ReadOutcome::Bytes(_) => {
-                let batch = self.take_batch(buf)?;
+                *drained = is_small(&buffer.bytes);
+                let batch = self.take_batch(buffer)?;
                 let last = batch.last();
                 self.take(place, batch);
                 let (next, _) = self.log.head();
@@ -244,16 +265,17 @@ impl Reader {
 
     /// The batch of what was read. Small reads are copied out, so that the large buffer serves
     /// again.
-    fn take_batch(&self, buf: &mut Vec<u8>) -> Result<Batch, SourceError> {
-        let bytes = if buf.len() < self.read_bytes / 2 {
-            let bytes = buf.as_slice().to_vec();
-            buf.clear();
-            bytes
+    fn take_batch(&self, buffer: &mut Buffer) -> Result<Batch, SourceError> {
+        self.stats.bytes.fetch_add(buffer.bytes.len() as u64, Ordering::Relaxed);
+        let parsed = if is_small(&buffer.bytes) {
+            let bytes = buffer.bytes.as_slice().to_vec();
+            buffer.bytes.clear();
+            Batch::parse(bytes)
         } else {
-            trim(std::mem::replace(buf, Vec::with_capacity(self.read_bytes)))
+            let full = std::mem::replace(buffer, self.buffers.take());
+            Batch::parse_pooled(full, &self.buffers)
         };
-        self.stats.bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-        let problem = match Batch::parse(bytes) {
+        let problem = match parsed {
             Ok(batch) if batch.is_ordered() => return Ok(batch),
             Ok(_) => "indexes go back".to_owned(),
             Err(problem) => problem.to_string(),
@@ -383,6 +405,11 @@ impl Reader {
             }
         }
     }
+}
+
+/// Less than half of a buffer: the source had no more.
+fn is_small(bytes: &Vec<u8>) -> bool {
+    bytes.len() < bytes.capacity() / 2
 }
 
 /// Part of what a source gave: records, or the place where some are missing.
@@ -553,7 +580,8 @@ mod tests {
                 upstream: Arc::new(mdt.clone()),
                 log: Arc::clone(&log),
                 stats: Arc::default(),
-                read_bytes: 1 << 16,
+                buffers: Arc::new(Buffers::new(1 << 16, 1)),
+                pace: Pace::default(),
                 known,
                 outcomes: send,
                 engine: waker.clone(),

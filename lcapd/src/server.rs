@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender};
 use lcap_ffi::zmq_frame::send_shared;
 use lcap_ffi::{MdtName, RecordIndex};
-use lcap_wire::control::{Event, MAX_MESSAGE_BYTES, Reply, Request, StreamKind};
+use lcap_wire::control::{Event, MAX_MESSAGE_BYTES, Op, Reply, Request, StreamKind};
 use lcap_wire::frame::topic;
-use lcap_wire::{Flags, Header, Kind};
+use lcap_wire::hsm_queue::HsmOp;
+use lcap_wire::{Flags, Header, Kind, PROTOCOL_VERSION};
 use tracing::{debug, warn};
 
 use crate::catch_up::{Handle, Item};
@@ -19,6 +20,9 @@ use crate::engine::retention::Now;
 use crate::engine::{CatchUpStart, Effect, Engine, MdtNow, NotCleared, Peer, WorkerState, log_key};
 use crate::figures::{ServerStats, StreamFigures};
 use crate::health::StatusQuestions;
+use crate::hsm::operator;
+use crate::hsm::service::Handle as HsmQueue;
+use crate::hsm::workers::Answer;
 use crate::log::{Gap, MdtLog};
 use crate::pipeline::Outgoing;
 use crate::policies::{ReloadRequest, Reloaded};
@@ -184,6 +188,8 @@ pub struct Server {
     pub ready: Receiver<u64>,
     /// The store's thread.
     pub commits: Sender<Vec<Change>>,
+    /// The queue of HSM requests.
+    pub hsm: Option<HsmQueue>,
     /// Results of other threads.
     pub outcomes: Receiver<Outcome>,
     /// Questions of how things are.
@@ -353,7 +359,12 @@ impl Server {
         match serde_json::from_slice::<Request>(&body) {
             Ok(request) => {
                 self.stats.requests.fetch_add(1, Ordering::Relaxed);
-                self.engine.request(&peer, request, now);
+                match request.op {
+                    Op::Hsm(op) if request.v == PROTOCOL_VERSION => {
+                        self.ask_hsm(peer, request.id, op);
+                    }
+                    _ => self.engine.request(&peer, request, now),
+                }
             }
             Err(error) => {
                 self.stats.malformed.fetch_add(1, Ordering::Relaxed);
@@ -364,6 +375,26 @@ impl Server {
                 self.send_control(&peer, &reply.encode());
             }
         }
+    }
+
+    /// The answer comes back as an outcome.
+    fn ask_hsm(&mut self, peer: Peer, id: Option<u64>, op: HsmOp) {
+        let Some(hsm) = &self.hsm else {
+            let error =
+                "this lcapd has no queue of HSM requests; [hsm] in its configuration makes one";
+            self.send_control(&peer, &Reply::error(id, libc::EOPNOTSUPP, error).encode());
+            return;
+        };
+        let (outcomes, waker) = (self.outcome_sender.clone(), self.waker.clone());
+        let answer: Answer = Box::new(move |answer| {
+            let reply = match answer {
+                Ok(body) => Reply::ok(id, &body),
+                Err((errno, error)) => Reply::error(id, errno, error),
+            };
+            let _ = outcomes.send(Outcome::Answer(peer, reply));
+            waker.wake();
+        });
+        hsm.call(move |core, now| operator::handle(core, op, answer, now));
     }
 
     /// True if there may be more.

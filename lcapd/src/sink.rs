@@ -48,6 +48,8 @@ use token::{Batch, Sent, Token};
 
 /// Entries of one transaction: other clients of Redis wait for as long as it takes.
 const BATCH_ENTRIES: usize = 500;
+/// Records that are looked at for one transaction, though none of them has to be written.
+const BATCH_RECORDS: usize = 10_000;
 /// Bytes of one transaction.
 const BATCH_BYTES: usize = 256 << 10;
 /// Pauses between tries to reach Redis.
@@ -55,6 +57,8 @@ const MIN_PAUSE: Duration = Duration::from_millis(100);
 const MAX_PAUSE: Duration = Duration::from_secs(10);
 /// A Redis that nothing was sent to is asked whether it still has what it had.
 const LOOK_INTERVAL: Duration = Duration::from_secs(5);
+/// How often it is looked whether the MDT has come.
+const UNCLEAR_PAUSE: Duration = Duration::from_millis(200);
 /// Pause after a failure of the source or a policy.
 const SOURCE_PAUSE: Duration = Duration::from_millis(500);
 
@@ -78,12 +82,19 @@ enum Claim {
     Take(u64),
     /// Another lcapd has the MDT: what we have of it is old.
     Theirs,
+    /// The MDT is not here: who it belongs to is not known yet.
+    Unclear,
 }
 
 /// Turns records into commands, and knows what else its stream in Redis needs.
 trait Writer: Send {
     /// Whose the stream is, given what the last writer left.
     fn claim(&self, token: Option<&Token>) -> Claim;
+
+    /// Sees to it that consumers find something, whoever writes it.
+    fn prepare(&mut self, _link: &mut Link) -> Result<(), TargetError> {
+        Ok(())
+    }
 
     /// Looks at what Redis has; nothing is on its way.
     fn open(&mut self, link: &mut Link, token: Option<&Token>) -> Result<(), TargetError>;
@@ -274,21 +285,22 @@ impl Sink {
     fn serve(&mut self, told: &mut Option<String>) -> Result<(), Trouble> {
         let mut link = self.config.target.connect()?;
         let mut token = token::read(&mut link, &self.token_key)?;
+        self.writer.prepare(&mut link)?;
         let (mut opened, mut looked) = (false, Instant::now());
         while !self.stopped() {
             let claim = self.writer.claim(token.as_ref());
             self.stats.fenced.store(claim == Claim::Theirs, Ordering::Relaxed);
             self.stats.connected.store(true, Ordering::Relaxed);
-            let raced = if claim == Claim::Theirs {
-                opened = false;
-                self.drop_burst()?;
-                None
-            } else if opened {
-                self.burst(&mut link)?
-            } else {
-                opened = true;
-                self.open(&mut link, token.as_ref(), claim)?
+            let raced = match claim {
+                Claim::Unclear => None,
+                Claim::Theirs => {
+                    self.drop_burst()?;
+                    None
+                }
+                Claim::Ours | Claim::Take(_) if opened => self.burst(&mut link)?,
+                Claim::Ours | Claim::Take(_) => self.open(&mut link, token.as_ref(), claim)?,
             };
+            opened = matches!(claim, Claim::Ours | Claim::Take(_));
             if told.take().is_some() {
                 info!(sink = self.config.reader, mdt = %self.mdt, "sink goes on");
             }
@@ -297,7 +309,12 @@ impl Sink {
                 (token, opened) = (now, false);
                 continue;
             }
-            self.pause();
+            if claim == Claim::Unclear {
+                self.pipeline.detach();
+                self.rest(Instant::now() + UNCLEAR_PAUSE);
+            } else {
+                self.pause();
+            }
             if looked.elapsed() >= LOOK_INTERVAL {
                 looked = Instant::now();
                 let now = token::read(&mut link, &self.token_key)?;
@@ -363,7 +380,7 @@ impl Sink {
             self.settle(self.feed.mark());
             let upto = match (filled, self.feed.peek()) {
                 (Filled::Later, Some(Item::Record { index, .. })) => index.prev(),
-                _ => self.token.index,
+                _ => self.low(),
             };
             self.writer.at_head(link, upto, self.batch.commands())?;
             if !self.batch.is_empty() {
@@ -376,7 +393,11 @@ impl Sink {
 
     /// Fills the batch.
     fn fill(&mut self) -> Result<Filled, Trouble> {
-        while self.batch.commands().len() < BATCH_ENTRIES && self.batch.n_bytes() < BATCH_BYTES {
+        let mut n_taken = 0;
+        while self.batch.commands().len() < BATCH_ENTRIES
+            && self.batch.n_bytes() < BATCH_BYTES
+            && n_taken < BATCH_RECORDS
+        {
             let Some(item) = self.feed.peek() else {
                 if self.stopped() || !self.poll()? {
                     return Ok(Filled::Head);
@@ -391,15 +412,22 @@ impl Sink {
                     }
                 }
             }
-            if let Item::Gap { generation, .. } = item
-                && generation != self.token.generation
-            {
-                self.token.generation = generation;
-                self.skip_upto = RecordIndex::ZERO;
-            }
-            self.feed.take();
+            self.take();
+            n_taken += 1;
         }
         Ok(Filled::Full)
+    }
+
+    /// Takes what the feed shows next.
+    fn take(&mut self) {
+        if let Some(Item::Gap { generation, first, .. }) = self.feed.peek()
+            && generation != self.token.generation
+        {
+            self.token.generation = generation;
+            self.token.index = first.prev();
+            self.skip_upto = RecordIndex::ZERO;
+        }
+        self.feed.take();
     }
 
     /// Takes what the stream has. `false` if that is nothing now.
@@ -419,13 +447,18 @@ impl Sink {
 
     fn send(&mut self, link: &mut Link) -> Result<(), Trouble> {
         let mark = self.feed.mark();
-        if let Some((low, generation)) = self.feed.low_at(mark) {
-            (self.token.index, self.token.generation) = (low, generation);
-        }
+        self.token.index = self.low();
         self.batch.send(link, &self.token_key, &self.token)?;
         self.writer.sent();
         self.flying = Some(mark);
         Ok(())
+    }
+
+    /// Everything up to here was taken, or was in Redis before.
+    fn low(&self) -> RecordIndex {
+        let taken = self.feed.low_at(self.feed.mark());
+        let taken = taken.filter(|&(_, generation)| generation == self.token.generation);
+        taken.map_or(self.token.index, |(low, _)| low.max(self.token.index))
     }
 
     /// Waits until Redis has what is on its way.
@@ -461,11 +494,15 @@ impl Sink {
 
     /// Another lcapd has the MDT, and writes what there is to write.
     fn drop_burst(&mut self) -> Result<(), Trouble> {
-        while !self.stopped() && (self.feed.peek().is_some() || self.poll()?) {
-            self.feed.take();
+        loop {
+            while self.feed.peek().is_some() {
+                self.take();
+            }
             self.settle(self.feed.mark());
+            if self.stopped() || !self.poll()? {
+                return Ok(());
+            }
         }
-        Ok(())
     }
 
     /// Waits for the next burst, or for news if there are no bursts.

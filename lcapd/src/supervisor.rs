@@ -22,6 +22,7 @@ use crate::actions::poller::{Poller, PollerStats};
 use crate::actions::presence::Presence;
 use crate::actions::upstream::JournalUpstream;
 use crate::actions::{Due, Journal};
+use crate::buffers::Buffers;
 use crate::catch_up::{CatchUp, Handle, LiveWorker, Notify};
 use crate::clearer::Clearer;
 use crate::config::{Config, Mdt, Stream};
@@ -30,9 +31,12 @@ use crate::engine::{CatchUpStart, Engine, MdtSetup, Settings, StreamSetup, log_k
 use crate::figures::{self, Figures, ServerStats, StreamFigures};
 use crate::follower::Follower;
 use crate::health::{StatusPort, status_port};
+use crate::hsm;
+use crate::hsm::service::Handle as HsmQueue;
 use crate::http::Http;
 use crate::log::MdtLog;
 use crate::metrics::Metrics;
+use crate::pace::Pace;
 use crate::pipeline::Pipeline;
 use crate::policies::{Keeper, ReloadRequest, StreamPolicies, in_stream};
 use crate::policy::{Loader, PolicyError};
@@ -51,6 +55,8 @@ use crate::worker::{Output, Progress, Published, Worker};
 const HANDOVER: usize = 8;
 /// Threads that serve clients from the past, at most.
 const MAX_CATCH_UPS: usize = 512;
+/// Buffers of an MDT that lie unused, at most.
+const KEPT_BUFFERS: usize = 8;
 
 /// Memory, divided: what each part may take of the configured limit.
 #[derive(Clone, Copy, Debug)]
@@ -108,6 +114,7 @@ struct MdtParts {
     journal: Option<Arc<Journal>>,
     upstream: Arc<dyn Upstream>,
     log: Arc<MdtLog>,
+    buffers: Arc<Buffers>,
 }
 
 /// A running daemon.
@@ -291,7 +298,9 @@ impl Daemon {
         let (commits, commits_in) = unbounded();
         start_store(&mut outlet, store, commits_in, outcomes.clone(), engine_waker.clone())?;
 
+        let flowing = Arc::default();
         let metrics = Metrics::default();
+        hsm.register(&metrics);
         let (engine_status, questions) = status_port(engine_waker.clone());
         let stream_figures: Vec<Arc<StreamFigures>> =
             config.streams.iter().map(|_| Arc::default()).collect();
@@ -305,12 +314,14 @@ impl Daemon {
             let generation = engine.generation_of(at);
             let log = MdtLog::new(budget.log_bytes, start, generation, waker.clone());
             log.set_gone(engine.gone_of(at));
+            let buffers = Arc::new(Buffers::new(budget.read_bytes, KEPT_BUFFERS));
             let parts = MdtParts {
                 name: mdt.name.clone(),
                 kind: mdt.kind,
                 journal: mdt.journal.clone(),
                 upstream: Arc::clone(&mdt.upstream),
                 log: Arc::new(log),
+                buffers,
             };
             let stats = Arc::new(ReaderStats::default());
             stats.read_index.store(start.prev().get(), Ordering::Relaxed);
@@ -320,7 +331,8 @@ impl Daemon {
                 upstream: Arc::clone(&parts.upstream),
                 log: Arc::clone(&parts.log),
                 stats: Arc::clone(&stats),
-                read_bytes: budget.read_bytes,
+                buffers: Arc::clone(&parts.buffers),
+                pace: Pace::new(Arc::clone(&flowing)),
                 known: saved.tails.get(&log_key(mdt.kind, &mdt.name)).cloned().unwrap_or_default(),
                 outcomes: outcomes.clone(),
                 engine: engine_waker.clone(),
@@ -383,7 +395,7 @@ impl Daemon {
                 let waker = Waker::new()?;
                 let from = engine.start_of(stream_at, at);
                 let continues = from > RecordIndex::new(1);
-                let follower = follower(mdt, from, continues, budget, &waker);
+                let follower = follower(mdt, from, continues, &waker);
                 let pipeline = Pipeline::through(follower, joint, number, started);
                 let (command, commands) = unbounded();
                 let progress = Arc::new(Progress::default());
@@ -446,7 +458,7 @@ impl Daemon {
             for (at, mdt) in mdts.iter().enumerate().filter(|(_, mdt)| mdt.kind == kind) {
                 let waker = Waker::new()?;
                 let from = engine.sink_watermark(sink.stream, at, &sink.reader).next();
-                let follower = follower(mdt, from, from > RecordIndex::new(1), budget, &waker);
+                let follower = follower(mdt, from, from > RecordIndex::new(1), &waker);
                 let policies = Arc::clone(&policies[sink.stream]);
                 let (joint, version) = policies.joint_for(&mdt.name)?;
                 let parts = sink::Parts {
@@ -473,12 +485,12 @@ impl Daemon {
             mdts,
             policies,
             live,
-            budget,
             started,
             ready,
             waker: engine_waker.clone(),
             running: Arc::default(),
         };
+        let hsm = start_hsm(&mut intake, &mut outlet, config, &context, epoch, &metrics)?;
         let server_stats = Arc::new(ServerStats::default());
         let names = config.streams.iter().map(|stream| stream.name.clone());
         let own = Figures {
@@ -505,6 +517,7 @@ impl Daemon {
             reloads: reloads.clone(),
             ready: ready_in,
             commits,
+            hsm,
             outcomes: outcomes_in,
             outcome_sender: outcomes,
             questions,
@@ -560,15 +573,9 @@ impl Daemon {
     }
 }
 
-fn follower(
-    mdt: &MdtParts,
-    from: RecordIndex,
-    continues: bool,
-    budget: Budget,
-    waker: &Waker,
-) -> Follower {
+fn follower(mdt: &MdtParts, from: RecordIndex, continues: bool, waker: &Waker) -> Follower {
     let (log, upstream) = (Arc::clone(&mdt.log), Arc::clone(&mdt.upstream));
-    Follower::new(log, upstream, from, continues, budget.read_bytes, waker.clone())
+    Follower::new(log, upstream, from, continues, Arc::clone(&mdt.buffers), waker.clone())
 }
 
 /// Of each stream, the workers on the logs that it reads.
@@ -650,6 +657,13 @@ impl HsmActions {
         Ok(hsm)
     }
 
+    fn register(&self, metrics: &Metrics) {
+        for of in &self.mdts {
+            let (mdt, stats) = (of.name.clone(), Arc::clone(&of.stats));
+            metrics.register(move |samples| stats.put(&mdt, samples));
+        }
+    }
+
     fn presence_of(&self, mdt: &MdtName) -> Option<Arc<dyn LiveState>> {
         let of = self.mdts.iter().find(|of| of.name == *mdt)?;
         Some(Arc::new(Presence { journal: Arc::clone(&of.journal), stats: Arc::clone(&of.stats) }))
@@ -719,6 +733,39 @@ fn start_publisher(
     Ok((messages, waker))
 }
 
+/// The queue of HSM requests, and what fills it, if there is to be one.
+fn start_hsm(
+    intake: &mut Stage,
+    outlet: &mut Stage,
+    config: &Config,
+    context: &zmq::Context,
+    epoch: u64,
+    metrics: &Metrics,
+) -> Result<Option<HsmQueue>> {
+    let Some(hsm) = &config.hsm else { return Ok(None) };
+    let (stop, stop_intake) = (Arc::clone(&outlet.stop), Arc::clone(&intake.stop));
+    let (dir, secure) = (&config.server.state_dir, |_: &zmq::Socket| Ok(()));
+    let started = hsm::start::build(hsm, dir, context, &secure, epoch, stop, stop_intake)?;
+    let spooled = started.intake.as_ref().map(|spool| Arc::clone(&spool.stats));
+    hsm::figures::register(metrics, started.queue.clone(), spooled);
+    if let Some(mut spool) = started.intake {
+        intake.wakers.push(spool.waker.clone());
+        intake.spawn("hsm-spool", move || spool.run())?;
+    }
+    if let Some(mut reports) = started.reports {
+        intake.spawn("hsm-reports", move || reports.run())?;
+    }
+    let mut service = started.service;
+    outlet.wakers.push(started.waker);
+    outlet.spawn("hsm", move || service.run())?;
+    if let Some((mut lustre, mut teller)) = started.copytool {
+        intake.wakers.push(lustre.waker.clone());
+        intake.spawn("hsm-intake", move || lustre.run())?;
+        outlet.spawn("hsm-teller", move || teller.run())?;
+    }
+    Ok(Some(started.queue))
+}
+
 /// Serves figures and health, if that is configured; says where.
 fn start_http(
     stage: &mut Stage,
@@ -759,7 +806,6 @@ struct CatchUpThreads {
     mdts: Vec<MdtParts>,
     policies: Vec<Arc<StreamPolicies>>,
     live: Vec<Vec<LiveWorker>>,
-    budget: Budget,
     started: Instant,
     ready: Sender<u64>,
     waker: Waker,
@@ -782,9 +828,9 @@ impl CatchUps for CatchUpThreads {
         let waker = Waker::new().map_err(|error| error.to_string())?;
         let policies = Arc::clone(&self.policies[stream]);
         let (joint, version) = policies.joint_for(&parts.name).map_err(|error| chain(&error))?;
-        let mut follower = follower(parts, from, continues, self.budget, &waker);
+        let mut follower = follower(parts, from, continues, &waker);
         if let Some(journal) = parts.journal.as_ref().filter(|_| snapshot) {
-            follower.begin_with(journal.snapshot().map_err(|error| error.to_string())?);
+            follower.begin_with_state_of(Arc::clone(journal));
         }
         let mut pipeline = Pipeline::through(follower, joint, 0, self.started).keeping_up_with(
             policies,

@@ -50,6 +50,13 @@ impl Control {
         Ok(Self { context, keys, endpoints, connected: None, timeout, next_id: 1 })
     }
 
+    /// Waits so long for each answer.
+    #[must_use]
+    pub fn with_timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
     /// Asks who is there, and whether an MDT and a stream are served.
     ///
     /// # Errors

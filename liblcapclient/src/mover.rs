@@ -6,7 +6,7 @@
 //! kept, and said again, until lcapd has it on disk.
 #![forbid(unsafe_code)]
 
-pub(crate) mod session;
+mod session;
 mod shelf;
 #[cfg(test)]
 mod tests;
@@ -99,19 +99,24 @@ impl Action {
 
 /// Who a mover is.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Identity {
-    pub(crate) name: String,
-    pub(crate) life: u64,
-    pub(crate) fsname: Option<String>,
-    pub(crate) archives: Vec<u32>,
-    pub(crate) limits: Limits,
+pub struct Identity {
+    /// Its name.
+    pub name: String,
+    /// Random.
+    pub life: u64,
+    /// Its file system.
+    pub fsname: Option<String>,
+    /// Archives that it serves; all if none.
+    pub archives: Vec<u32>,
+    /// Most that it runs.
+    pub limits: Limits,
     /// Requests that may be unread.
-    pub(crate) window: u32,
+    pub window: u32,
 }
 
 /// What the protocol wants done.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Output {
+pub enum Output {
     /// A new connection, to the next server if there are several.
     Connect,
     /// These frames.
@@ -141,7 +146,7 @@ enum State {
 
 /// The protocol.
 #[derive(Debug)]
-pub(crate) struct Protocol {
+pub struct Protocol {
     who: Identity,
     state: State,
     attempt: u64,
@@ -162,7 +167,8 @@ pub(crate) struct Protocol {
 }
 
 impl Protocol {
-    pub(crate) fn new(who: Identity, now: Instant) -> Self {
+    /// Nothing is said yet.
+    pub fn new(who: Identity, now: Instant) -> Self {
         Self {
             who,
             state: State::Paused(now),
@@ -181,17 +187,18 @@ impl Protocol {
         }
     }
 
-    pub(crate) fn poll_output(&mut self) -> Option<Output> {
+    /// What is to be done next.
+    pub fn poll_output(&mut self) -> Option<Output> {
         self.outputs.pop_front()
     }
 
     /// Whether everything that was reported is on lcapd's disk.
-    pub(crate) fn is_settled(&self) -> bool {
+    pub fn is_settled(&self) -> bool {
         self.unstored.is_empty()
     }
 
     /// When [`Self::on_timer`] has something to do.
-    pub(crate) fn next_deadline(&self) -> Option<Instant> {
+    pub fn next_deadline(&self) -> Option<Instant> {
         match self.state {
             State::Paused(until) => Some(until),
             State::Greeting(since) => Some(since + GREETING),
@@ -202,7 +209,8 @@ impl Protocol {
         }
     }
 
-    pub(crate) fn on_timer(&mut self, now: Instant) {
+    /// Does what is due.
+    pub fn on_timer(&mut self, now: Instant) {
         match self.state {
             State::Paused(until) if until <= now => self.greet(now),
             State::Greeting(since) if since + GREETING <= now => self.greet(now),
@@ -219,7 +227,7 @@ impl Protocol {
     }
 
     /// The connection was cut.
-    pub(crate) fn on_disconnected(&mut self, now: Instant) {
+    pub fn on_disconnected(&mut self, now: Instant) {
         if matches!(self.state, State::Open { .. }) {
             tracing::warn!("the connection to lcapd was cut, connecting anew");
             self.greet(now);
@@ -277,7 +285,7 @@ impl Protocol {
     }
 
     /// A message of lcapd's: its frames.
-    pub(crate) fn on_message(&mut self, frames: &[&[u8]], now: Instant) {
+    pub fn on_message(&mut self, frames: &[&[u8]], now: Instant) {
         let Some((head, behind)) = frames.split_first() else { return };
         let event = match serde_json::from_slice::<MoverEvent>(head) {
             Ok(event) => event,
@@ -396,13 +404,13 @@ impl Protocol {
     }
 
     /// The application took so many.
-    pub(crate) fn on_taken(&mut self, n: u64, now: Instant) {
+    pub fn on_taken(&mut self, n: u64, now: Instant) {
         self.n_unread = self.n_unread.saturating_sub(n);
         self.grant(now);
     }
 
     /// An unread request was taken away again, because it is cancelled.
-    pub(crate) fn returned(&mut self, key: RequestKey, now: Instant) {
+    pub fn returned(&mut self, key: RequestKey, now: Instant) {
         self.n_unread = self.n_unread.saturating_sub(1);
         self.on_reports(&[Report { key, what: What::Returned, status: libc::ECANCELED }], now);
         self.grant(now);
@@ -421,7 +429,7 @@ impl Protocol {
 
     /// The application tells what became of requests. Those that are not held are left out: they
     /// were reported before.
-    pub(crate) fn on_reports(&mut self, reports: &[Report], now: Instant) {
+    pub fn on_reports(&mut self, reports: &[Report], now: Instant) {
         let mut frame = Vec::new();
         for report in reports {
             let known = match report.what {
@@ -444,7 +452,7 @@ impl Protocol {
     }
 
     /// The end: others may have what is held.
-    pub(crate) fn close(&mut self, now: Instant) {
+    pub fn close(&mut self, now: Instant) {
         if let State::Open { session, .. } = self.state {
             self.say(MoverOp::Bye { session }, Vec::new(), now);
         }

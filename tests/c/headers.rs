@@ -149,3 +149,27 @@ fn lustre_s_own_header_may_come_first_or_second() {
         }
     }
 }
+
+/// lcap_client(3) and the list of exported symbols speak of every function of the header, and of every
+/// option.
+#[test]
+fn the_manual_and_the_library_have_what_the_header_declares() {
+    let read = |path: &str| fs::read_to_string(root().join(path)).unwrap();
+    let header = read("include/lcap_client.h");
+    let page = read("docs/man/lcap_client.3.md");
+    let exported = read("packaging/liblcapclient.map");
+    let declared: Vec<&str> = header
+        .lines()
+        .filter(|line| line.starts_with("int lcap_") || line.starts_with("const char *lcap_"))
+        .filter_map(|line| line.split(['(', ' ', '*']).find(|word| word.starts_with("lcap_")))
+        .collect();
+    assert!(declared.len() >= 11, "{declared:?}");
+    for name in declared {
+        assert!(page.contains(&format!("{name}(")), "docs/man/lcap_client.3.md lacks {name}()");
+        assert!(exported.contains(&format!("{name};")), "liblcapclient.map lacks {name}");
+    }
+    let words = header.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    for option in words.filter(|word| word.starts_with("LCAP_CL_OPT_")) {
+        assert!(page.contains(option), "docs/man/lcap_client.3.md lacks {option}");
+    }
+}

@@ -104,6 +104,20 @@ fn mistakes_are_told_with_exit_code_1_and_usage_errors_with_2() {
 }
 
 #[test]
+fn top_prints_one_picture_without_a_terminal() {
+    let daemon = simulated(100);
+    done(&daemon, &["reader", "register", "changelog", "audit", "--from", "oldest"]);
+    let picture = done(&daemon, &["top", "--once", "--interval", "0.25"]);
+    assert!(picture.starts_with(" lcapd ") && picture.contains("1 MDT  1 client"), "{picture}");
+    for row in [MDT, "changelog ", "work ", "audit "] {
+        assert!(picture.contains(&format!("\n{row}")), "{row}:\n{picture}");
+    }
+    let (code, _, errors) = run(&daemon, &["top"]);
+    assert_eq!(code, 1);
+    assert!(errors.contains("--once"), "{errors}");
+}
+
+#[test]
 fn without_a_daemon_there_is_an_error_in_time() {
     let mut command = Command::new(program("lcap"));
     command.args(["status"]).env("LCAP_REC_URI", "ipc:///nonexistent/control");

@@ -7,7 +7,9 @@
 mod demo;
 mod hsm_alert;
 mod install;
+mod manual;
 mod python;
+mod python_package;
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};

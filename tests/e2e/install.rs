@@ -32,6 +32,8 @@ fn everything_is_where_it_belongs_and_works_from_there() {
     for (path, executable) in [
         ("usr/bin/lcap", true),
         ("usr/sbin/lcapd", true),
+        ("usr/libexec/lcap/lhsm_mdt_upcall", true),
+        ("usr/bin/lhsm_worker_posix", true),
         ("usr/lib64/liblcapclient.so.1", true),
         ("usr/lib64/liblcap_llapi.so", true),
         ("usr/lib64/pkgconfig/lcapclient.pc", false),

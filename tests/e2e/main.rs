@@ -6,6 +6,7 @@ mod captures;
 mod commands;
 mod faults;
 mod hsm;
+mod hsm_movers;
 mod merging;
 mod policies;
 mod relay;

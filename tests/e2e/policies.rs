@@ -379,7 +379,8 @@ fn policies_are_replaced_and_lcapd_killed_without_a_lost_repeated_or_reordered_r
         fs::write(daemon.config(), daemon.setup().text().replace(NO_POLICIES, policies)).unwrap();
     };
     let mut n_reloads = 0;
-    while !reader.is_finished() {
+    // However slow the machine is, each kind of reload is tried.
+    while n_reloads < 8 || !reader.is_finished() {
         let before = had.load(Ordering::Relaxed);
         let policies = &variants[n_reloads % variants.len()];
         write(&daemon, policies);
@@ -414,7 +415,6 @@ fn policies_are_replaced_and_lcapd_killed_without_a_lost_repeated_or_reordered_r
     let wrong = seen.iter().zip(1..).position(|(index, want)| *index != want);
     assert_eq!(wrong, None, "{:?}", wrong.map(|at| &seen[at.saturating_sub(3)..at + 3]));
     assert_eq!(seen.len() as u64, RECORDS);
-    assert!(n_reloads >= 8, "{n_reloads} reloads");
     write(&daemon, &toy_policies);
     let reply = daemon.control().reload_policies("robinhood").unwrap();
     assert_eq!((reply.modules[0].module.as_str(), &*reply.modules[0].version), ("toy", "second"));

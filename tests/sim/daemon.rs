@@ -12,6 +12,7 @@ use lcap_ffi::{MdtName, RecordIndex};
 use lcap_wire::control::{Delivery, Event, Reply, Request, StreamKind};
 use lcap_wire::frame::{parse_hello_topic, topic};
 use lcap_wire::{Flags, Header, Kind};
+use lcapd::buffers::Buffers;
 use lcapd::catch_up::{CatchUp, Handle, Item, LiveWorker, Notify};
 use lcapd::engine::retention::ClearPolicy;
 use lcapd::engine::{
@@ -19,6 +20,7 @@ use lcapd::engine::{
 };
 use lcapd::follower::Follower;
 use lcapd::log::MdtLog;
+use lcapd::pace::Pace;
 use lcapd::pipeline::Pipeline;
 use lcapd::policy::{Chain, Module, PolicyConfig};
 use lcapd::reader::{Open, ReadStep, Reader, ReaderStats};
@@ -166,7 +168,8 @@ impl Life {
                     upstream: Arc::<SimUpstream>::clone(&upstream),
                     log: Arc::clone(&log),
                     stats: Arc::clone(&stats),
-                    read_bytes: plan.read_bytes,
+                    buffers: Arc::new(Buffers::new(plan.read_bytes, 1)),
+                    pace: Pace::default(),
                     known: saved.tails.get(name.as_str()).cloned().unwrap_or_default(),
                     outcomes: outcomes_out.clone(),
                     engine: engine_waker.clone(),
@@ -613,7 +616,8 @@ fn follower(
     waker: &Waker,
 ) -> Follower {
     let upstream: Arc<dyn Upstream> = Arc::<SimUpstream>::clone(&mdt.upstream);
-    Follower::new(Arc::clone(&mdt.log), upstream, from, continues, plan.read_bytes, waker.clone())
+    let buffers = Arc::new(Buffers::new(plan.read_bytes, 1));
+    Follower::new(Arc::clone(&mdt.log), upstream, from, continues, buffers, waker.clone())
 }
 
 /// As the store writes.

@@ -145,6 +145,11 @@ impl Setup {
         self
     }
 
+    /// Where everything of it lies.
+    pub fn directory(&self) -> &Path {
+        self.dir.path()
+    }
+
     /// Where the control socket is.
     pub fn control_endpoint(&self) -> &str {
         &self.control

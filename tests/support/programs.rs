@@ -19,6 +19,14 @@ pub fn program(name: &str) -> PathBuf {
     path
 }
 
+/// Path of a library of this workspace, brought up to date like a program.
+///
+/// # Panics
+/// If it is not there, with what to type.
+pub fn library(name: &str) -> PathBuf {
+    program(name)
+}
+
 /// `target/<profile>`.
 fn directory() -> PathBuf {
     let exe = std::env::current_exe().unwrap_or_default();
@@ -31,10 +39,11 @@ fn build() {
     let Some(cargo) = std::env::var_os("CARGO") else { return };
     let dir = directory();
     let Some(target) = dir.parent() else { return };
-    let programs: [&[&str]; 4] = [
+    let programs: [&[&str]; 5] = [
         &["-p", "lcapd", "-p", "lcap", "-p", "lcap-policy-fifo", "-p", "lcap-policy-filter"],
         &["-p", "lcap-policy-window", "-p", "lcap-policy-group", "-p", "lcap-policy-compact"],
         &["-p", "lcap-policy-sdk", "--example", "unruly"],
+        &["-p", "lcap-upcall", "-p", "lcap-llapi"],
         &["-p", "lcap-tests", "--bin", "lcap-journal-client"],
     ];
     for what in programs {

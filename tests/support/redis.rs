@@ -2,6 +2,8 @@
 #![forbid(unsafe_code)]
 
 use std::fs::{self, File, OpenOptions};
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
@@ -86,13 +88,26 @@ impl RedisServer {
     pub fn restart(&mut self) {
         self.launch();
         let deadline = Instant::now() + PATIENCE;
-        while self.link(0).is_none() {
+        while !self.answers() {
             let ended = self.child.as_mut().and_then(|child| child.try_wait().ok().flatten());
             let log = fs::read_to_string(self.dir.path().join("log")).unwrap_or_default();
             assert!(ended.is_none(), "redis-server ended: {ended:?}\n{log}");
             assert!(Instant::now() < deadline, "redis-server does not answer\n{log}");
             std::thread::sleep(std::time::Duration::from_millis(5));
         }
+    }
+
+    /// It is there, and has read its files. It may want a password.
+    fn answers(&self) -> bool {
+        let ask = || -> std::io::Result<[u8; 7]> {
+            let mut socket = UnixStream::connect(self.socket())?;
+            socket.set_read_timeout(Some(PATIENCE))?;
+            socket.write_all(b"PING\r\n")?;
+            let mut answer = [0; 7];
+            socket.read_exact(&mut answer)?;
+            Ok(answer)
+        };
+        ask().is_ok_and(|answer| answer == *b"+PONG\r\n" || answer == *b"-NOAUTH")
     }
 
     /// Starts it again without waiting.

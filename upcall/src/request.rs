@@ -206,7 +206,7 @@ impl Request {
         })
     }
 
-    /// The bytes of its file. Little-endian; docs/hsm-upcall.md has the table.
+    /// The bytes of its file. Little-endian; docs/hsm.md has the table.
     pub fn encode(&self) -> Vec<u8> {
         let len = HEAD_BYTES
             + self.fsname.len()

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::PROTOCOL_VERSION;
+use crate::hsm_queue::HsmOp;
 
 /// Largest control message that is accepted, in bytes.
 pub const MAX_MESSAGE_BYTES: usize = 1 << 20;
@@ -59,6 +60,8 @@ pub enum Op {
     ReaderList(ReaderList),
     #[serde(rename = "status")]
     Status(StatusRequest),
+    #[serde(rename = "hsm")]
+    Hsm(HsmOp),
     #[serde(rename = "policy.reload")]
     PolicyReload(PolicyReload),
 }

@@ -3,6 +3,7 @@
 //! * [`frame`]: topics and the 64-byte header of data messages.
 //! * [`control`]: requests and replies, one JSON object per message.
 //! * [`json`]: a record as a line of JSON. * [`hsm`]: an HSM action event as one.
+//! * [`hsm_queue`]: requests about the queue of HSM requests.
 //! * [`mover`]: what movers of HSM requests and lcapd say to each other.
 //! * [`ranges`]: sets of record indexes.
 #![forbid(unsafe_code)]
@@ -10,6 +11,7 @@
 pub mod control;
 pub mod frame;
 pub mod hsm;
+pub mod hsm_queue;
 pub mod json;
 pub mod mover;
 pub mod ranges;

@@ -42,7 +42,7 @@ pub(crate) fn exec(args: &ExecArgs) -> Result<()> {
 }
 
 /// A directory under the system's one for temporary files, short enough for sockets.
-pub(super) fn directory() -> Result<tempfile::TempDir> {
+pub(crate) fn directory() -> Result<tempfile::TempDir> {
     let usual = std::env::temp_dir();
     let base = if usual.as_os_str().len() <= MAX_BASE_BYTES { &usual } else { Path::new("/tmp") };
     let dir = tempfile::Builder::new().prefix("lcap-demo-").tempdir_in(base);
@@ -50,7 +50,7 @@ pub(super) fn directory() -> Result<tempfile::TempDir> {
 }
 
 /// A program that lies beside this one, or else in `PATH`.
-pub(super) fn program(name: &str) -> Result<PathBuf> {
+pub(crate) fn program(name: &str) -> Result<PathBuf> {
     let exe = std::env::current_exe().context("cannot find this program's own file")?;
     let beside = exe.with_file_name(name);
     if beside.is_file() {
@@ -67,14 +67,14 @@ pub(super) fn program(name: &str) -> Result<PathBuf> {
 }
 
 /// The C example, if it was built: `make build` does.
-pub(super) fn c_example() -> Option<PathBuf> {
+pub(crate) fn c_example() -> Option<PathBuf> {
     let exe = std::env::current_exe().ok()?;
     Some(exe.parent()?.join("examples-c/reader")).filter(|file| file.is_file())
 }
 
 /// How a process is asked to end.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Ending {
+pub(crate) enum Ending {
     /// Its stdin is closed.
     HangUp,
     /// SIGTERM.
@@ -83,7 +83,7 @@ pub(super) enum Ending {
 
 /// A process that is killed when this is dropped.
 #[derive(Debug)]
-pub(super) struct Process {
+pub(crate) struct Process {
     name: String,
     child: Child,
     log: PathBuf,
@@ -92,7 +92,7 @@ pub(super) struct Process {
 
 impl Process {
     /// Starts a program. Its stderr goes to a file in `dir`; its stdin and stdout are pipes.
-    pub(super) fn start(
+    pub(crate) fn start(
         name: &str,
         dir: &Path,
         program: &Path,
@@ -116,16 +116,16 @@ impl Process {
         Ok(Self { name: name.to_owned(), child, log, ending })
     }
 
-    pub(super) fn id(&self) -> u32 {
+    pub(crate) fn id(&self) -> u32 {
         self.child.id()
     }
 
-    pub(super) fn stdout(&mut self) -> Result<process::ChildStdout> {
+    pub(crate) fn stdout(&mut self) -> Result<process::ChildStdout> {
         self.child.stdout.take().context("stdout is taken")
     }
 
     /// An error if it has ended: nothing of the demonstration ends by itself.
-    pub(super) fn check(&mut self) -> Result<()> {
+    pub(crate) fn check(&mut self) -> Result<()> {
         match self.child.try_wait()? {
             None => Ok(()),
             Some(status) => bail!("{} ended: {status}{}", self.name, self.last_words()),
@@ -133,7 +133,7 @@ impl Process {
     }
 
     /// Asks it to end, waits for that, and expects success.
-    pub(super) fn stop(mut self) -> Result<()> {
+    pub(crate) fn stop(mut self) -> Result<()> {
         match self.ending {
             Ending::HangUp => drop(self.child.stdin.take()),
             Ending::Term => kill_process(Pid::from_child(&self.child), Signal::TERM)
@@ -158,7 +158,7 @@ impl Process {
     }
 
     /// The end of what it wrote to stderr.
-    pub(super) fn last_words(&self) -> String {
+    pub(crate) fn last_words(&self) -> String {
         const LINES: usize = 15;
         let text = fs::read(&self.log).unwrap_or_default();
         let text = String::from_utf8_lossy(&text);

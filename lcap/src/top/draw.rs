@@ -261,7 +261,8 @@ fn streams(mut rows: Vec<StreamRow>, view: &View, width: usize) -> Content {
         "{:<9} {:>9} {:>9} {:>9} {:>9} {:>9}",
         "DELIVERY", "SENT/s", "DROPPED/s", "HELD", "OUT", "LAG"
     );
-    let lines = rows.into_iter().map(|row| {
+    let mut lines = Rows::new();
+    for row in rows {
         let text = format!(
             "{:<w$.w$} {:<9} {:>9} {:>9} {:>9} {:>9} {:>9}",
             row.name,
@@ -272,9 +273,10 @@ fn streams(mut rows: Vec<StreamRow>, view: &View, width: usize) -> Content {
             number(row.outstanding),
             number(row.lag)
         );
-        (text, Mood::Quiet)
-    });
-    Content { title: "STREAM", name_width: w, heading, rows: lines.collect() }
+        lines.push((text, row.mood));
+        lines.extend(row.faults.into_iter().map(|fault| (format!("  {fault}"), row.mood)));
+    }
+    Content { title: "STREAM", name_width: w, heading, rows: lines }
 }
 
 fn clients(mut rows: Vec<ClientRow>, view: &View, width: usize) -> Content {

@@ -22,8 +22,9 @@ pub(super) struct Model {
 }
 
 /// How urgent a row is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Mood {
+    #[default]
     Quiet,
     /// It copes, or falls behind.
     Notable,
@@ -50,6 +51,9 @@ pub(super) struct MdtRow {
 pub(super) struct StreamRow {
     pub(super) name: String,
     pub(super) kind: &'static str,
+    pub(super) mood: Mood,
+    /// What is the matter with its policies.
+    pub(super) faults: Vec<String>,
     pub(super) rate: u64,
     pub(super) dropped_rate: u64,
     pub(super) held: u64,
@@ -144,7 +148,13 @@ impl Model {
                     kind: kind(stream),
                     ..StreamRow::default()
                 };
+                for fault in stream.policies.iter().filter(|policy| policy.state != "active") {
+                    let why = fault.fault.as_deref().unwrap_or_default();
+                    all.faults.push(format!("policy {} {}: {why}", fault.module, fault.state));
+                    all.mood = Mood::Notable;
+                }
                 for (_, row) in each {
+                    all.mood = all.mood.max(row.mood);
                     all.rate += row.rate;
                     all.dropped_rate += row.dropped_rate;
                     all.held += row.held;
@@ -163,6 +173,8 @@ impl Model {
         let row = StreamRow {
             name: String::new(),
             kind: kind(stream),
+            mood: if here.stopped { Mood::Alarming } else { Mood::Quiet },
+            faults: Vec::new(),
             rate: self.rate(|s| find(s).map(|at| at.sent)),
             dropped_rate: self.rate(|s| find(s).map(|at| at.dropped)),
             held: here.held,

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use lcap_wire::control::Status;
+use lcap_wire::control::{PolicyStatus, Status};
 use ratatui::crossterm::event::KeyCode;
 use serde_json::{Value, json};
 
@@ -148,6 +148,21 @@ fn silence_is_told_and_another_life_has_no_rates() {
     model.answered(now, Status { epoch: 2, ..site(1, 10) });
     assert!(!text(&model).contains("no answer"));
     assert!(text(&model).contains("  0/s"), "{}", text(&model));
+}
+
+#[test]
+fn a_policy_that_failed_is_seen() {
+    let mut status = site(1, 10);
+    status.streams[0].policies = vec![PolicyStatus {
+        module: "compact".into(),
+        state: "bypassed".into(),
+        fault: Some("a wrong token".into()),
+        ..PolicyStatus::default()
+    }];
+    let mut model = Model::default();
+    model.answered(Instant::now(), status);
+    let text = picture(&model, &mut View::new(true, Duration::from_secs(1)), 80, 24);
+    assert!(text.contains("\n  policy compact bypassed: a wrong token\n"), "{text}");
 }
 
 #[test]

@@ -16,12 +16,14 @@ use tracing::{info, warn};
 use super::journal::Journal;
 use super::place::ListPlace;
 use super::scan::{Found, ScanError, scan};
+use crate::metrics::Samples;
+use crate::metrics::families as f;
 use crate::reader::chain;
 use crate::wake::Waker;
 
 /// Least time between two readings.
 const SPACING: Duration = Duration::from_secs(1);
-/// A reading is followed by ten times as long without one.
+/// A reading is followed by ten times as long without one, but for the audit.
 const SHARE: u32 = 10;
 /// After a reason to read, the list is read once more: it may say more a moment later.
 const SECOND_LOOK: Duration = Duration::from_secs(2);
@@ -83,6 +85,20 @@ pub struct PollerStats {
 }
 
 impl PollerStats {
+    /// Puts the figures of an MDT.
+    pub fn put(&self, mdt: &MdtName, samples: &mut Samples) {
+        let labels = [mdt.as_str()];
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        samples.put(&f::HSM_HERE, &labels, load(&self.here_since_ms) > 0);
+        samples.put(&f::HSM_LIVE, &labels, load(&self.live));
+        samples.put(&f::HSM_READINGS, &labels, load(&self.readings));
+        samples.put(&f::HSM_ERRORS, &labels, load(&self.errors));
+        samples.put(&f::HSM_BAD_LINES, &labels, load(&self.bad_lines));
+        samples.put(&f::HSM_EVENTS, &labels, load(&self.events));
+        let took = Duration::from_micros(load(&self.last_microseconds));
+        samples.put(&f::HSM_READING_SECONDS, &labels, took.as_secs_f64());
+    }
+
     /// Why the list cannot be read; `None` if it can, or is simply not here.
     pub fn trouble(&self) -> Option<String> {
         self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -131,7 +147,8 @@ impl Poller {
             let took = started.elapsed();
             self.tell(&state, &now_state);
             let spacing = SPACING.min(self.audit_interval);
-            let not_before = Instant::now() + spacing.max(took * SHARE);
+            let rest = (took * SHARE).min(self.audit_interval);
+            let not_before = Instant::now() + spacing.max(rest);
             let audit = match now_state {
                 State::Here if was_due => SECOND_LOOK.min(self.audit_interval),
                 State::Here | State::Unknown => self.audit_interval,

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::request::{Kind, Request, UNKNOWN_OWNER, tag_value};
+use super::request::{Kind, Request, Source, UNKNOWN_OWNER, tag_value};
 use hosts::{HostSet, Rule};
 use slots::{Batching, Slots};
 
@@ -159,6 +159,8 @@ pub struct Taker<'a> {
     pub kinds: &'a [Kind],
     /// Archives that it serves; all, and 0, if there is none.
     pub archive_ids: &'a [u32],
+    /// It can do what an upcall asked for.
+    pub upcalls: bool,
     /// What runs on it, by kind.
     pub running: [u32; 3],
 }
@@ -218,6 +220,7 @@ struct GroupKey {
     archive_id: u32,
     flags: u64,
     hosts: HostSet,
+    upcall: bool,
 }
 
 /// Line of one share in one group.
@@ -486,7 +489,8 @@ impl Scheduler {
     }
 
     fn of_kind(&self, kind: Kind) -> impl Iterator<Item = (&GroupKey, &BTreeMap<Share, Lines>)> {
-        let first = GroupKey { kind, archive_id: 0, flags: 0, hosts: HostSet::default() };
+        let first =
+            GroupKey { kind, archive_id: 0, flags: 0, hosts: HostSet::default(), upcall: false };
         self.groups.range(first..).take_while(move |(key, _)| key.kind == kind)
     }
 
@@ -497,6 +501,7 @@ impl Scheduler {
             self.running_archive.get(&key.archive_id).copied().unwrap_or_default() >= *most
         });
         served
+            && (taker.upcalls || !key.upcall)
             && !full
             && key.hosts.allows(taker.name)
             && !ask.locks.iter().any(|lock| lock.matches(taker.name, key.kind, key.archive_id))
@@ -567,5 +572,6 @@ fn decimal(id: u32) -> Share {
 
 fn group_key(request: &Request, hosts: &HostSet) -> GroupKey {
     let Request { kind, archive_id, flags, .. } = *request;
-    GroupKey { kind, archive_id, flags, hosts: hosts.clone() }
+    let upcall = request.source == Source::Upcall;
+    GroupKey { kind, archive_id, flags, hosts: hosts.clone(), upcall }
 }

@@ -36,6 +36,13 @@ families! {
     Gauge MDT_LAG_RECORDS = "lcap_mdt_lag_records" ["mdt"] "Indexes read and not cleared: what the MDT keeps for us.";
     Gauge MDT_LAG_SECONDS = "lcap_mdt_lag_seconds" ["mdt"] "Age of the oldest record that is not cleared.";
     Gauge MDT_WAITING = "lcap_mdt_source_down" ["mdt"] "1 while the MDT's source cannot be read.";
+    Gauge HSM_HERE = "lcap_hsm_list_here" ["mdt"] "1 while the MDT's list of HSM actions is here and can be read.";
+    Gauge HSM_LIVE = "lcap_hsm_actions" ["mdt"] "HSM actions in the MDT's list.";
+    Counter HSM_READINGS = "lcap_hsm_readings_total" ["mdt"] "Readings of the MDT's list of HSM actions.";
+    Counter HSM_ERRORS = "lcap_hsm_reading_errors_total" ["mdt"] "Times that the list could not be read, or its changes not written down.";
+    Counter HSM_BAD_LINES = "lcap_hsm_bad_lines_total" ["mdt"] "Lines of the list that were not understood.";
+    Counter HSM_EVENTS = "lcap_hsm_events_total" ["mdt"] "HSM events noticed.";
+    Gauge HSM_READING_SECONDS = "lcap_hsm_reading_seconds" ["mdt"] "How long the last reading of the list took.";
     Gauge MDT_NOT_CLEARING = "lcap_mdt_clear_refused" ["mdt"] "1 if the MDT refused the last clear.";
 
     Counter STREAM_IN = "lcap_stream_in_records_total" ["stream", "mdt"] "Records that the stream's policies have taken in: sent, dropped and held.";
@@ -75,6 +82,19 @@ families! {
     Counter REFUSED = "lcap_requests_refused_total" ["reason"] "Requests and connections refused.";
 
     Counter HTTP_REQUESTS = "lcap_http_requests_total" ["code"] "Answers given over HTTP.";
+
+    Gauge HSM_REQUESTS = "lcap_hsm_requests" ["state", "action"] "HSM requests in the queue.";
+    Counter HSM_ADMITTED = "lcap_hsm_admitted_requests_total" ["action"] "HSM requests that came into the queue.";
+    Counter HSM_DONE = "lcap_hsm_done_requests_total" ["action"] "HSM requests that were done.";
+    Counter HSM_FAILURES = "lcap_hsm_failures_total" ["action"] "Times that work on an HSM request failed.";
+    Counter HSM_CANCELLED = "lcap_hsm_cancelled_requests_total" ["action"] "HSM requests that were cancelled.";
+    Gauge HSM_OLDEST = "lcap_hsm_oldest_waiting_seconds" [] "Age of the oldest HSM request that does not run; 0 if there is none.";
+    Gauge HSM_WORKERS = "lcap_hsm_workers" [] "Workers and movers that are there.";
+    Counter HSM_WORKER_DONE = "lcap_hsm_worker_done_requests_total" ["worker", "action"] "HSM requests that a worker or mover has done.";
+    Gauge HSM_STORE_FAILING = "lcap_hsm_write_failing" [] "1 while the queue cannot be written to disk; nothing is handed out then.";
+    Counter HSM_SPOOL_TAKEN = "lcap_hsm_spool_files_total" [] "Files taken in from the spool of upcalls.";
+    Counter HSM_SPOOL_BAD = "lcap_hsm_spool_bad_files_total" [] "Files of the spool that were set aside.";
+    Gauge HSM_SPOOL_WAITING = "lcap_hsm_spool_waiting_files" [] "Files that lay in the spool when it was looked at last.";
 }
 
 #[cfg(test)]

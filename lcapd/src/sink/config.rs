@@ -114,7 +114,7 @@ impl RawSink {
             let problem = format!("{name} has another sink of that name; give this one a `name`");
             return Err(place.error(Some(self.stream.span()), "sink.name", problem));
         }
-        let is_hsm = is_hsm(&streams[stream]);
+        let is_hsm = streams[stream].kind == StreamKind::Hsm;
         self.check_kind(place, is_hsm)?;
         if is_hsm && !streams[stream].policies.is_empty() {
             let problem = format!(
@@ -221,8 +221,4 @@ impl RawSink {
             audit: span(&self.audit, default.audit).max(Duration::from_secs(1)),
         })
     }
-}
-
-fn is_hsm(stream: &Stream) -> bool {
-    stream.kind == StreamKind::Hsm
 }

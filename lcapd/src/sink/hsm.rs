@@ -390,6 +390,9 @@ impl HsmWriter {
         }
         let answer = link.call(&[b"XLEN", key.as_bytes()])?;
         let n_entries = as_number(&answer).and_then(|n| usize::try_from(n).ok()).unwrap_or(0);
+        if n_entries < self.mirror.len() {
+            return Err(TargetError::Lost); // somebody has deleted what shows the live actions
+        }
         if oldest < aged && n_entries > 2 * self.mirror.len() + SLACK {
             // A few actions that do not end hold everything that came after them.
             let pins = self.mirror.oldest().take_while(|&(id, _)| id < aged);
@@ -438,9 +441,19 @@ impl Writer for HsmWriter {
                 Claim::Take(since)
             }
             (None, Some(since)) => Claim::Take(since),
-            // It is somebody else's, or nobody's and not here either.
-            _ => Claim::Theirs,
+            (Some(_), Some(_)) => Claim::Theirs,
+            (_, None) => Claim::Unclear,
         }
+    }
+
+    /// The original's tools hang if there is no stream at all. An empty one is made by a group.
+    fn prepare(&mut self, link: &mut Link) -> Result<(), TargetError> {
+        let key = self.key.as_bytes();
+        if as_text(&link.call(&[b"TYPE", key])?) == Some("none") {
+            link.call(&[b"XGROUP", b"CREATE", key, b"lcap-init", b"$", b"MKSTREAM"])?;
+            link.call(&[b"XGROUP", b"DESTROY", key, b"lcap-init"])?;
+        }
+        Ok(())
     }
 
     fn open(&mut self, link: &mut Link, _: Option<&Token>) -> Result<(), TargetError> {
@@ -448,17 +461,8 @@ impl Writer for HsmWriter {
         self.audit = None;
         self.next_audit = Some(Instant::now());
         self.next_trim = Instant::now();
-        let key = self.key.as_bytes();
-        let info = match link.call(&[b"XINFO", b"STREAM", key]) {
-            Ok(info) => info,
-            // Consumers hang if there is no stream at all. An empty one is made by a group.
-            Err(TargetError::Redis(error)) if error.code() == Some("ERR") => {
-                link.call(&[b"XGROUP", b"CREATE", key, b"lcap-init", b"$", b"MKSTREAM"])?;
-                link.call(&[b"XGROUP", b"DESTROY", key, b"lcap-init"])?;
-                link.call(&[b"XINFO", b"STREAM", key])?
-            }
-            Err(error) => return Err(error),
-        };
+        self.prepare(link)?; // somebody may have deleted it since
+        let info = link.call(&[b"XINFO", b"STREAM", self.key.as_bytes()])?;
         // A Redis that has less than it had was restarted without, or with older, data.
         let newest = field(&info, "last-generated-id").and_then(as_text);
         let newest: EntryId = newest.and_then(|id| id.parse().ok()).unwrap_or_default();

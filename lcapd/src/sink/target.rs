@@ -29,6 +29,9 @@ pub enum TargetError {
     /// What the client library or the server says.
     #[error(transparent)]
     Redis(#[from] RedisError),
+    /// The server has less than it said it had.
+    #[error("entries are gone that were there")]
+    Lost,
     /// An answer of a kind that the command does not have.
     #[error("unexpected answer to {0}")]
     Answer(&'static str),

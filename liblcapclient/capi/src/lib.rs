@@ -1,4 +1,4 @@
-//! Every function of `include/lcap_client.h`: converts, calls the Rust client, nothing more.
+//! Every function of `include/lcap_client.h` and, in [`mover`], of `lcap_mover.h`: converts, calls the Rust client, nothing more.
 //!
 //! The contract of each is in the header. What a caller promises there is what makes the `unsafe`
 //! in here sound: a context is null or live, used by one thread at a time, and pointers for results
@@ -6,6 +6,7 @@
 
 mod context;
 pub mod hsm;
+pub mod mover;
 
 use std::cell::RefCell;
 use std::ffi::{CStr, CString, c_char, c_int, c_longlong, c_void};

@@ -117,6 +117,16 @@ impl MoverBuilder {
         self
     }
 
+    /// Most requests that it runs at once, where given; else as it was.
+    #[must_use]
+    pub fn at_most(mut self, limits: Limits) -> Self {
+        let own = &mut self.who.limits;
+        own.archive = limits.archive.or(own.archive);
+        own.restore = limits.restore.or(own.restore);
+        own.remove = limits.remove.or(own.remove);
+        self
+    }
+
     /// Requests that may wait in the mover for the application; at least 1.
     #[must_use]
     pub fn window(mut self, window: u32) -> Self {

@@ -1,5 +1,5 @@
 //! lhsm_mdt_upcall: stores an HSM request that an MDT diverts from its coordinator. See
-//! docs/hsm-upcall.md.
+//! docs/hsm.md.
 //!
 //! The kernel starts it as root, without an environment and perhaps without open descriptors (std
 //! opens /dev/null for those), while an RPC waits. So it stores the request and ends: no Lustre, no

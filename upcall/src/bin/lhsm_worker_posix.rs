@@ -1,4 +1,4 @@
-//! lhsm_worker_posix: one file into, or out of, an archive of plain files. See docs/hsm-upcall.md.
+//! lhsm_worker_posix: one file into, or out of, an archive of plain files. See docs/hsm.md.
 //!
 //! `lfs hsm_upcall` starts it once per FID, with the file on stdin. Exit code 0: done and on disk.
 //! 1: failed. 2: wrong arguments. 3: wrong settings.

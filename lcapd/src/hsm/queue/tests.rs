@@ -27,6 +27,7 @@ fn spec(name: &str) -> WorkerSpec {
         name: name.into(),
         kinds: Kind::ALL.to_vec(),
         archive_ids: Vec::new(),
+        upcalls: true,
         silence: None,
         grace: secs(10),
     }

@@ -5,6 +5,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use lcap_ffi::Fid;
+
 use super::{Entry, Queue, State, Worker};
 use crate::hsm::request::{Kind, Request};
 use crate::hsm::scheduler::hosts::HostSet;
@@ -98,6 +100,19 @@ impl Queue {
     /// One request.
     pub fn get(&self, id: u64) -> Option<View<'_>> {
         self.entries.get(&id).map(|entry| self.view(id, entry))
+    }
+
+    /// Ids of an MDT's requests on a file, in their order.
+    pub fn of_file(&self, mdt: &str, fid: Fid) -> Vec<u64> {
+        let mut ids = Vec::new();
+        let mut id = self.lines.get(&fid).copied().unwrap_or(0);
+        while let Some(entry) = self.entries.get(&id) {
+            if *entry.request.mdt == *mdt {
+                ids.push(id);
+            }
+            id = entry.next;
+        }
+        ids
     }
 
     /// All requests, in no order.

@@ -18,6 +18,8 @@ pub struct WorkerSpec {
     pub kinds: Vec<Kind>,
     /// Archives that it serves; all if none is named.
     pub archive_ids: Vec<u32>,
+    /// It can do what an upcall asked for. A copytool cannot: Lustre knows nothing of such a request.
+    pub upcalls: bool,
     /// Not heard of for so long, it is dead. `None`: its connection tells.
     pub silence: Option<Duration>,
     /// What it runs is kept for it for so long after its connection went.
@@ -62,7 +64,7 @@ impl Worker {
     /// One of the last life that has not come yet.
     pub(super) fn remembered(name: Arc<str>, grace: Duration, now: Now) -> Self {
         let (kinds, archive_ids) = (Vec::new(), Vec::new());
-        let spec = WorkerSpec { name, kinds, archive_ids, silence: None, grace };
+        let spec = WorkerSpec { name, kinds, archive_ids, upcalls: false, silence: None, grace };
         Self { connected: false, gone_at: Some(now + grace), ..Self::new(spec, now) }
     }
 
@@ -87,6 +89,7 @@ impl Worker {
             name: &self.spec.name,
             kinds: &self.spec.kinds,
             archive_ids: &self.spec.archive_ids,
+            upcalls: self.spec.upcalls,
             running: self.n_running,
         }
     }

@@ -1,0 +1,74 @@
+//! One stage of the hot path at a time, on records of the generator, for counting instructions:
+//! `valgrind --tool=callgrind lcap-stages STAGE RECORDS`.
+//!
+//! Nothing else happens in the process that depends on RECORDS, so the difference between two runs is the
+//! cost of the stage, whatever else the machine does.
+#![forbid(unsafe_code)]
+
+use std::hint::black_box;
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result, bail};
+use lcap_ffi::MdtName;
+use lcap_wire::{Header, Kind};
+use lcapd::batch::Batch;
+use lcapd::policy::{Chain, ChainOutput, Loader, Nanos, PolicyConfig};
+use lcapd::source::sim::{Generator, GeneratorOptions};
+
+/// Records in a batch, as a busy reader makes them.
+const BATCH: u64 = 1000;
+/// Always as many are made, so that making them costs the same in every run.
+const MOST: u64 = 200_000;
+
+fn main() -> Result<()> {
+    let mut args = std::env::args().skip(1);
+    let (stage, n) = (args.next().unwrap_or_default(), args.next().unwrap_or_default());
+    let n: u64 = n.parse().context("usage: lcap-stages read|send|fifo|walk RECORDS")?;
+    anyhow::ensure!(n <= MOST, "at most {MOST} records");
+    let mut generator = Generator::new(GeneratorOptions::default());
+    let mut batches = Vec::new();
+    for _ in 0..MOST / BATCH {
+        let mut bytes = Vec::with_capacity(200 * usize::try_from(BATCH)?);
+        generator.fill(&mut bytes, BATCH);
+        batches.push(bytes);
+    }
+    batches.truncate(usize::try_from(n / BATCH)?);
+    match stage.as_str() {
+        // What the reader thread does with what it read.
+        "read" => {
+            for bytes in batches {
+                black_box(Batch::parse(bytes)?);
+            }
+        }
+        // What it takes to make a message of it.
+        "send" => {
+            for bytes in &batches {
+                black_box(Header::for_body(Kind::Records, bytes).encode());
+            }
+        }
+        // The smallest module, called through its C interface.
+        "fifo" => {
+            // Cargo puts the module beside this program, or, as a dependency of a test, into `deps`.
+            let exe = std::env::current_exe()?;
+            let beside = exe.parent().context("a directory")?;
+            let loader = Loader::new([beside.to_owned(), beside.join("deps")]);
+            let modules = [(loader.load("fifo")?, PolicyConfig::of("fifo"))];
+            let mdt: MdtName = "lustre-MDT0000".parse()?;
+            let mut chain = Chain::new(&modules, &mdt)?;
+            let mut out = ChainOutput::default();
+            for bytes in batches {
+                chain.push(&Arc::new(Batch::parse(bytes)?), Nanos(0))?;
+                chain.pull(Nanos(0), false, &mut out)?;
+                black_box(out.len());
+            }
+        }
+        // What a consumer cannot avoid.
+        "walk" => {
+            for record in batches.iter().flat_map(|bytes| lcap_ffi::record::records(bytes)) {
+                black_box(record?.index());
+            }
+        }
+        other => bail!("no stage `{other}`"),
+    }
+    Ok(())
+}

@@ -1,0 +1,117 @@
+//! How often a reader looks at an MDT on which records keep coming.
+//!
+//! A record that comes alone leaves at once. When records come one after the other, a look at each
+//! would cost more than the record: every batch wakes a worker, a publisher, libzmq and each client.
+//! So while they flow, looks are a little apart, and the more MDTs flow at the same time, the further: the
+//! batches per second of all of them together stay bounded. Network cards moderate their interrupts the
+//! same way.
+#![forbid(unsafe_code)]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+/// Between two looks at one MDT whose records flow.
+const SPACING: Duration = Duration::from_micros(200);
+/// Added for each MDT that flows, so that all together make at most 20,000 batches a second.
+const SPACING_PER_MDT: Duration = Duration::from_micros(50);
+
+/// Of one MDT.
+#[derive(Debug, Default)]
+pub struct Pace {
+    /// How many MDTs flow, of all that share it.
+    flowing: Arc<AtomicUsize>,
+    flows: bool,
+    last: Option<Instant>,
+}
+
+impl Pace {
+    /// A pace that takes into account how many of those with the same `flowing` have records.
+    pub fn new(flowing: Arc<AtomicUsize>) -> Self {
+        Self { flowing, flows: false, last: None }
+    }
+
+    /// A look at `now` found records, and after them nothing more. Returns when to look again: not
+    /// before then if they flow.
+    pub fn found(&mut self, now: Instant) -> Option<Instant> {
+        let since = self.last.replace(now).map(|last| now.saturating_duration_since(last));
+        let spacing = self.spacing();
+        // Twice: what comes just as fast as we look must not make us change our mind all the time.
+        self.set_flows(since.is_some_and(|since| since < spacing * 2));
+        self.flows.then(|| now + self.spacing())
+    }
+
+    /// A look found nothing.
+    pub fn found_nothing(&mut self) {
+        self.set_flows(false);
+    }
+
+    fn spacing(&self) -> Duration {
+        let n = u32::try_from(self.flowing.load(Ordering::Relaxed)).unwrap_or(u32::MAX);
+        SPACING.max(SPACING_PER_MDT.saturating_mul(n))
+    }
+
+    fn set_flows(&mut self, flows: bool) {
+        if flows == self.flows {
+            return;
+        }
+        self.flows = flows;
+        if flows {
+            self.flowing.fetch_add(1, Ordering::Relaxed);
+        } else {
+            self.flowing.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Drop for Pace {
+    fn drop(&mut self) {
+        self.set_flows(false);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Looks that find records so far apart; whether each is told to wait, and for how long.
+    fn looks(pace: &mut Pace, gaps_us: &[u64]) -> Vec<Option<u128>> {
+        let mut now = Instant::now();
+        let look = |gap: &u64| {
+            now += Duration::from_micros(*gap);
+            pace.found(now).map(|at| at.saturating_duration_since(now).as_micros())
+        };
+        gaps_us.iter().map(look).collect()
+    }
+
+    #[test]
+    fn only_records_that_follow_each_other_closely_wait() {
+        type Case<'a> = (&'a str, &'a [u64], &'a [Option<u128>]);
+        let cases: [Case<'_>; 3] = [
+            ("one a millisecond", &[0, 1000, 1000, 1000], &[None, None, None, None]),
+            ("a burst", &[0, 10, 200, 200], &[None, Some(200), Some(200), Some(200)]),
+            ("and its end", &[0, 10, 200, 900], &[None, Some(200), Some(200), None]),
+        ];
+        for (what, gaps, want) in cases {
+            assert_eq!(looks(&mut Pace::default(), gaps), want, "{what}");
+        }
+    }
+
+    #[test]
+    fn many_that_flow_look_less_often_each() {
+        let flowing = Arc::new(AtomicUsize::new(0));
+        let mut paces: Vec<Pace> = (0..64).map(|_| Pace::new(Arc::clone(&flowing))).collect();
+        for pace in &mut paces {
+            looks(pace, &[0, 10]);
+        }
+        assert_eq!(flowing.load(Ordering::Relaxed), 64);
+        assert_eq!(looks(&mut paces[0], &[0, 100]).last(), Some(&Some(3200)));
+        paces[1].found_nothing();
+        paces.truncate(2);
+        assert_eq!(
+            flowing.load(Ordering::Relaxed),
+            1,
+            "who stops flowing, or is gone, counts no more"
+        );
+    }
+}
