@@ -211,6 +211,10 @@ impl Builder {
         let config = self.config()?;
         let keys = keys(self.server_key.as_deref(), self.client_key_file.as_ref())?;
         let inbox = Arc::new(Inbox::new()?);
+        if config.from != 0 {
+            // What it skips settles when it clears something, not before.
+            inbox.set_busy();
+        }
         let timeout = config.timeout;
         let spawned = session::spawn(config.clone(), keys, Arc::clone(&inbox))?;
         let client = Client {

@@ -227,6 +227,11 @@ impl Inbox {
         self.settled.store(upto.get(), Ordering::Release);
     }
 
+    /// The application has something to clear, or says itself from where on it clears.
+    pub(crate) fn set_busy(&self) {
+        lock(&self.state).busy = true;
+    }
+
     /// The application has cleared all that it was given.
     pub(crate) fn set_idle(&self) {
         lock(&self.state).busy = false;
