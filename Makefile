@@ -12,7 +12,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 # Of the profile that a rule is made for: release, or debug under `make test`.
 PROFILE ?= release
 OUT := $(TARGET)/$(PROFILE)
-CARGO_PROFILE := $(if $(filter release,$(PROFILE)),--release)
+CARGO_PROFILE := $(if $(filter release,$(PROFILE)),--release,--all-targets)
 C_WARNINGS := -Wall -Wextra -Werror
 
 # Every folder with a Cargo.toml is a module, but for the authors' kit.

@@ -1,8 +1,10 @@
 //! Streams into a real Redis.
 
 use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::Command;
 
-use lcap_tests::daemon::{Daemon, Setup, wait_until};
+use lcap_tests::daemon::{Daemon, Setup, free_port, wait_until};
 use lcap_tests::redis::{RedisServer, StreamEntry};
 use rustix::process::Signal;
 
@@ -41,7 +43,9 @@ fn records_come_as_fields_and_are_cleared_once_redis_has_them() {
     assert!(types.contains("CREAT") && types.contains("RENME"), "{types:?}");
     for entry in &entries {
         assert_eq!(entry.text("mdt"), Some(MDT));
-        assert!(entry.text("pfid").unwrap().starts_with("[0x"), "{entry:?}");
+        // A record of a file's attributes names no directory.
+        let parent = entry.text("pfid").unwrap();
+        assert!(parent.starts_with("[0x") || parent == "[0:0x0:0x0]", "{entry:?}");
         assert!(entry.text("time").unwrap().ends_with('Z'), "{entry:?}");
     }
     // The group was there before the first entry.
@@ -90,4 +94,60 @@ fn a_redis_that_refuses_keeps_the_records_on_the_mdt() {
     daemon.stop();
     daemon.start();
     wait_until("they are cleared", || cleared(&daemon) == 100);
+}
+
+/// A certificate authority and a server's certificate of it, as `NAME.crt` and `NAME-server.crt`.
+fn certificates(dir: &Path, name: &str) {
+    let openssl = |args: &str| {
+        let words = args.split_whitespace().map(|word| word.replace("NAME", name));
+        let output = Command::new("openssl").args(words).current_dir(dir).output();
+        let output = output.expect("openssl is installed (packaging/setup.sh test)");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    };
+    std::fs::write(dir.join("names"), "subjectAltName=IP:127.0.0.1\n").unwrap();
+    let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
+    openssl(&format!("req -x509 {key} -days 2 -subj /CN=NAME -keyout NAME.key -out NAME.crt"));
+    openssl(&format!("req {key} -subj /CN=server -keyout NAME-server.key -out NAME.csr"));
+    openssl(
+        "x509 -req -in NAME.csr -CA NAME.crt -CAkey NAME.key -CAcreateserial -days 2 \
+         -extfile names -out NAME-server.crt",
+    );
+}
+
+#[test]
+fn tls_is_spoken_with_who_the_authority_knows_and_with_nobody_else() {
+    let dir = tempfile::tempdir().unwrap();
+    certificates(dir.path(), "right");
+    certificates(dir.path(), "wrong");
+    let file = |name: &str| dir.path().join(name).display().to_string();
+    let port = free_port().to_string();
+    let (cert, key, ca) = (file("right-server.crt"), file("right-server.key"), file("right.crt"));
+    let redis = RedisServer::with(&[
+        "--tls-port",
+        &port,
+        "--tls-cert-file",
+        &cert,
+        "--tls-key-file",
+        &key,
+        "--tls-ca-cert-file",
+        &ca,
+        "--tls-auth-clients",
+        "no",
+    ]);
+    let trusted = dir.path().join("trusted.crt");
+    std::fs::copy(file("wrong.crt"), &trusted).unwrap();
+    let sink = format!(
+        "[[sink]]\nstream = \"changelog\"\nredis = \"rediss://127.0.0.1:{port}/0\"\n\
+         ca_file = \"{}\"",
+        trusted.display()
+    );
+    let setup = Setup::new().mdt(MDT, "sim:records=100,seed=4").broadcast("changelog", "");
+    let mut daemon = setup.more(&sink).start();
+    wait_until("the certificate is refused", || daemon.log().contains("sink interrupted"));
+    assert_eq!(n_entries(&redis, KEY), 0);
+    assert_eq!(cleared(&daemon), 0);
+    daemon.stop();
+    std::fs::copy(&ca, &trusted).unwrap();
+    daemon.start();
+    wait_until("all records are in Redis", || n_entries(&redis, KEY) == 100);
 }

@@ -39,21 +39,15 @@ fn build() {
     let Some(cargo) = std::env::var_os("CARGO") else { return };
     let dir = directory();
     let Some(target) = dir.parent() else { return };
-    let programs: [&[&str]; 5] = [
-        &["-p", "lcapd", "-p", "lcap", "-p", "lcap-policy-fifo", "-p", "lcap-policy-filter"],
-        &["-p", "lcap-policy-window", "-p", "lcap-policy-group", "-p", "lcap-policy-compact"],
-        &["-p", "lcap-policy-sdk", "--example", "unruly"],
-        &["-p", "lcap-upcall", "-p", "lcap-llapi"],
-        &["-p", "lcap-tests", "--bin", "lcap-journal-client"],
-    ];
-    for what in programs {
-        let mut command = Command::new(&cargo);
-        command.args(["build", "--quiet"]).args(what).arg("--target-dir").arg(target);
-        if dir.ends_with("release") {
-            command.arg("--release");
-        }
-        command.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."));
-        let status = command.status();
-        assert!(status.is_ok_and(|status| status.success()), "cannot be built: {command:?}");
+    // The whole workspace with examples, as `make test` builds it: other selections have other features,
+    // and everything would be compiled once more.
+    let mut command = Command::new(&cargo);
+    command.args(["build", "--quiet", "--workspace", "--lib", "--bins", "--examples"]);
+    command.arg("--target-dir").arg(target);
+    if dir.ends_with("release") {
+        command.arg("--release");
     }
+    command.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."));
+    let status = command.status();
+    assert!(status.is_ok_and(|status| status.success()), "cannot be built: {command:?}");
 }
