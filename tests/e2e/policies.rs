@@ -284,7 +284,8 @@ fn a_module_that_does_not_return_is_noticed_and_ends_nothing_else() {
 #[test]
 fn a_shared_module_sees_all_mdts_of_a_stream() {
     let dir = tempfile::tempdir().unwrap();
-    let shared = toy(dir.path(), "shared.so", &["-DTOY_FLAGS=LCAP_POLICY_SHARED"]);
+    let shared =
+        toy(dir.path(), "shared.so", &["-DTOY_FLAGS=(LCAP_POLICY_SHARED|LCAP_POLICY_VERBATIM)"]);
     let policies =
         format!("policies = [ {{ module = \"{}\", mode = \"hold\" }} ]", shared.display());
     let names = ["lustre-MDT0000", "lustre-MDT0001", "lustre-MDT0002"];
@@ -344,7 +345,7 @@ fn follow(daemon: &Daemon, stream: &str, records: u64) -> (Arc<AtomicU64>, JoinH
 }
 
 #[test]
-fn policies_are_replaced_and_lcapd_killed_without_a_lost_repeated_or_reordered_record() {
+fn policies_are_replaced_and_lcapd_killed_without_a_lost_or_reordered_record() {
     const RECORDS: u64 = 24_000;
     let dir = tempfile::tempdir().unwrap();
     let module = toy(dir.path(), "toy.so", &["-DTOY_VERSION=\"first\""]);
@@ -412,9 +413,14 @@ fn policies_are_replaced_and_lcapd_killed_without_a_lost_repeated_or_reordered_r
         });
     }
     let seen = reader.join().unwrap();
-    let wrong = seen.iter().zip(1..).position(|(index, want)| *index != want);
-    assert_eq!(wrong, None, "{:?}", wrong.map(|at| &seen[at.saturating_sub(3)..at + 3]));
-    assert_eq!(seen.len() as u64, RECORDS);
+    // `compact` may make records of its own, so a new session of its reader repeats what policies may
+    // fold anew. New records come in order all the same, each of them.
+    let mut next = 1;
+    for (at, &index) in seen.iter().enumerate() {
+        assert!(index <= next, "{next} is missing: {:?}", &seen[at.saturating_sub(3)..=at]);
+        next = next.max(index + 1);
+    }
+    assert_eq!(next, RECORDS + 1);
     write(&daemon, &toy_policies);
     let reply = daemon.control().reload_policies("robinhood").unwrap();
     assert_eq!((reply.modules[0].module.as_str(), &*reply.modules[0].version), ("toy", "second"));
