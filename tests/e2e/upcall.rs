@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use lcap_tests::daemon::wait_until;
 use lcap_tests::programs::program;
-use lcap_tests::upcalls::{Campaign, Stage};
+use lcap_tests::upcalls::Stage;
 
 fn fid(n: u32) -> String {
     format!("[0x200000401:{n:#x}:0x0]")
@@ -16,21 +16,6 @@ fn lcap(stage: &Stage, args: &[&str]) -> (bool, String) {
     let out = stage.daemon.lcap(args).output().unwrap();
     let text = [out.stdout, out.stderr].concat();
     (out.status.success(), String::from_utf8_lossy(&text).into_owned())
-}
-
-#[test]
-fn what_is_accepted_is_done_though_everybody_is_killed() {
-    let campaign = Campaign {
-        burst: 40,
-        bursts: 6,
-        daemon_kills: 3,
-        worker_kills: 2,
-        upcall_kills: 50,
-        seed: 7,
-    };
-    let verdict = campaign.run();
-    assert_eq!(verdict.problems, Vec::<String>::new(), "{verdict:?}");
-    assert!(verdict.accepted > 150, "{verdict:?}");
 }
 
 #[test]

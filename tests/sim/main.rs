@@ -1,4 +1,4 @@
-//! Schedules of the simulation, each decided by a seed: a hundred in the suite.
+//! Schedules of the simulation, each decided by a seed: some hundreds in the suite.
 //!
 //! `LCAP_SEED=n` runs one. `LCAP_SECONDS=n` goes on for longer, `LCAP_FIRST_SEED=n` begins elsewhere.
 #![forbid(unsafe_code)]
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use lcap_tests::sim::{Summary, run};
 
 /// So many in the suite, the same ones on every machine.
-const SCHEDULES: u64 = 100;
+const SCHEDULES: u64 = 300;
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().and_then(|text| text.parse().ok())
