@@ -7,6 +7,7 @@ mod commands;
 mod faults;
 mod hsm;
 mod hsm_movers;
+mod hsm_redis;
 mod merging;
 mod policies;
 mod relay;
