@@ -464,6 +464,7 @@ mod tests {
 
     use super::*;
     use crate::log::Lookup;
+    use crate::overlap::Digest;
     use crate::source::ClearError;
 
     /// An MDT that does what a real one was seen to do: loses transactions in a crash, counts from
