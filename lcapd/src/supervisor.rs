@@ -312,7 +312,8 @@ impl Daemon {
             let start = start.unwrap_or(RecordIndex::new(1));
             let waker = Waker::new()?;
             let generation = engine.generation_of(at);
-            let log = MdtLog::new(budget.log_bytes, start, generation, waker.clone());
+            let known = saved.tails.get(&log_key(mdt.kind, &mdt.name)).cloned().unwrap_or_default();
+            let log = MdtLog::new(budget.log_bytes, start, generation, known, waker.clone());
             log.set_gone(engine.gone_of(at));
             let buffers = Arc::new(Buffers::new(budget.read_bytes, KEPT_BUFFERS));
             let parts = MdtParts {
@@ -333,7 +334,6 @@ impl Daemon {
                 stats: Arc::clone(&stats),
                 buffers: Arc::clone(&parts.buffers),
                 pace: Pace::new(Arc::clone(&flowing)),
-                known: saved.tails.get(&log_key(mdt.kind, &mdt.name)).cloned().unwrap_or_default(),
                 outcomes: outcomes.clone(),
                 engine: engine_waker.clone(),
                 waker: waker.clone(),
