@@ -17,7 +17,7 @@ pub mod sessions;
 pub mod sinks;
 mod status;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,6 +25,7 @@ use lcap_ffi::{MdtName, RecordIndex};
 use lcap_wire::control::{Delivery, Reply, StreamKind};
 use tracing::{error, info, warn};
 
+use crate::log::MdtLog;
 use crate::pipeline::Outgoing;
 use crate::policy::FiguresSlot;
 use crate::store::{Change, MdtState, ReaderState, Saved};
@@ -101,7 +102,12 @@ pub enum Effect {
         redelivered: bool,
     },
     /// Write to the store; answered by [`Engine::committed`].
-    Commit(Vec<Change>),
+    Commit {
+        /// What is new.
+        changes: Vec<Change>,
+        /// Where digests have to go along.
+        tails: Vec<TailWanted>,
+    },
     /// Clear an MDT; answered by [`Engine::cleared`].
     Clear {
         /// Number of the MDT.
@@ -134,6 +140,27 @@ pub enum Effect {
         /// Of the request.
         id: Option<u64>,
     },
+}
+
+/// A place within an MDT's log is written down, and says nothing unless it is known, too, which
+/// records its indexes meant.
+#[derive(Clone, Debug)]
+pub struct TailWanted {
+    /// Number of the MDT.
+    pub mdt: usize,
+    /// Its log's name in the store.
+    pub key: String,
+    /// The history that the places are of. The log may be in a newer one already, and its newest
+    /// records then say nothing of what these places meant.
+    pub generation: u16,
+}
+
+impl TailWanted {
+    /// What to write, if there is anything to say.
+    pub fn of(&self, log: &MdtLog) -> Option<Change> {
+        let tail = log.tail_of(self.generation);
+        (!tail.is_empty()).then(|| Change::Tail(self.key.clone(), tail))
+    }
 }
 
 /// What a catch-up reads.
@@ -574,15 +601,17 @@ impl Engine {
                 let stream = self.streams.iter_mut().find(|s| s.setup.name == stream);
                 let mdt = stream.as_ref().and_then(|stream| mdt_at(stream, &mdt));
                 if let Some(entry) = stream.zip(mdt).and_then(|(s, m)| s.mdts.get_mut(m)) {
-                    entry.persisted = index;
+                    // A new history may have begun since that was sent to the disk.
+                    entry.persisted = index.min(entry.noted);
                 }
             }
             Change::Watermark((stream, reader), mdt, index) => {
                 let stream = self.streams.iter_mut().find(|s| s.setup.name == stream);
                 let mdt = stream.as_ref().and_then(|stream| mdt_at(stream, &mdt));
-                let reader = stream.and_then(|s| s.readers.get_mut(&reader));
-                if let Some(persisted) = reader.zip(mdt).and_then(|(r, m)| r.persisted.get_mut(m)) {
-                    *persisted = index;
+                let reader = stream.and_then(|s| s.readers.get_mut(&reader)).zip(mdt);
+                if let Some((reader, mdt)) = reader {
+                    // A new history may have begun since, or another reader of that name.
+                    reader.persisted[mdt] = index.min(reader.noted[mdt]);
                 }
             }
             Change::Mdt(key, state) => {
@@ -731,7 +760,27 @@ impl Engine {
         dirty.since = None;
         dirty.waiting_in_flight = std::mem::take(&mut dirty.waiting);
         dirty.in_flight = Some(changes.clone());
-        self.effects.push(Effect::Commit(changes));
+        let tails = self.tails_of(&changes);
+        self.effects.push(Effect::Commit { changes, tails });
+    }
+
+    fn tails_of(&self, changes: &[Change]) -> Vec<TailWanted> {
+        let kind_of = |stream: &str| {
+            self.streams.iter().find(|s| s.setup.name == stream).map(|s| s.setup.kind)
+        };
+        let places: BTreeSet<String> = (changes.iter())
+            .filter_map(|change| match change {
+                Change::Stream(stream, mdt, _) | Change::Watermark((stream, _), mdt, _) => {
+                    Some(log_key(kind_of(stream)?, &mdt.parse().ok()?))
+                }
+                _ => None,
+            })
+            .collect();
+        let wanted = |(at, mdt): (usize, &Mdt)| {
+            let (key, generation) = (mdt.setup.key(), mdt.state.generation);
+            places.contains(&key).then_some(TailWanted { mdt: at, key, generation })
+        };
+        self.mdts.iter().enumerate().filter_map(wanted).collect()
     }
 
     fn suspend_readers(&mut self, now: Now) {

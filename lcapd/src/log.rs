@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use lcap_ffi::RecordIndex;
 
 use crate::batch::Batch;
-use crate::overlap::{Digest, digest};
+use crate::overlap::{Digest, KEPT_DIGESTS, digest};
 use crate::wake::Waker;
 
 /// How long the reader waits for a busy follower before it lets it fall behind.
@@ -70,6 +70,12 @@ struct State {
     generation: u16,
     /// Histories that began since the log did, and the first index of each.
     rewinds: Vec<(u16, RecordIndex)>,
+    /// What an earlier life of lcapd had read last. It knew more than this log until that has
+    /// been read again.
+    known: Vec<Digest>,
+    /// Histories that have ended, and what was read last of each: as long as the engine's state
+    /// is of one of them, that is what has to be remembered with it.
+    ended: Vec<(u16, Vec<Digest>)>,
     /// The source had nothing more when it was asked last.
     at_end: bool,
     followers: Vec<Arc<Place>>,
@@ -110,9 +116,15 @@ pub enum Lookup {
 }
 
 impl MdtLog {
-    /// An empty log of at most `limit_bytes`, beginning at `start`.
-    /// `reader` wakes the thread that fills it.
-    pub fn new(limit_bytes: usize, start: RecordIndex, generation: u16, reader: Waker) -> Self {
+    /// An empty log of at most `limit_bytes`, beginning at `start`. `known` is what was read last
+    /// in an earlier life, in order. `reader` wakes the thread that fills it.
+    pub fn new(
+        limit_bytes: usize,
+        start: RecordIndex,
+        generation: u16,
+        known: Vec<Digest>,
+        reader: Waker,
+    ) -> Self {
         let state = State {
             entries: VecDeque::new(),
             bytes: 0,
@@ -121,6 +133,8 @@ impl MdtLog {
             next: start,
             generation,
             rewinds: Vec::new(),
+            known,
+            ended: Vec::new(),
             at_end: false,
             followers: Vec::new(),
         };
@@ -159,6 +173,9 @@ impl MdtLog {
             }
             Entry::Gap(gap) => {
                 if gap.rewinds {
+                    let (ended, tail) = (state.generation, state.tail(KEPT_DIGESTS));
+                    state.ended.push((ended, tail));
+                    state.known.retain(|(index, _)| *index < gap.first);
                     state.forget_from(*gap);
                     self.gone.fetch_min(gap.first.prev().get(), Ordering::AcqRel);
                     state.rewinds.push((gap.generation, gap.first));
@@ -301,22 +318,22 @@ impl MdtLog {
         }
     }
 
-    /// Digests of the last `n` records of the present history, in order.
+    /// Digests of the newest records, `n` at most, of all that is known of the present history, in
+    /// order.
     pub fn tail(&self, n: usize) -> Vec<Digest> {
-        let mut batches = Vec::new();
-        let mut found = 0;
-        for entry in self.lock().entries.iter().rev() {
-            match entry {
-                Entry::Records(batch) if found < n => {
-                    found += batch.len();
-                    batches.push(Arc::clone(batch));
-                }
-                Entry::Gap(_) => {} // what lies before it is of the present history, too
-                Entry::Records(_) => break,
-            }
+        self.lock().tail(n)
+    }
+
+    /// What is to be remembered with state that is of history `generation`: its newest records.
+    /// Nothing if the log has not heard of that history yet; what is remembered already will do.
+    pub fn tail_of(&self, generation: u16) -> Vec<Digest> {
+        let mut state = self.lock();
+        if state.generation == generation {
+            state.ended.clear();
+            return state.tail(KEPT_DIGESTS);
         }
-        let records = batches.iter().rev().flat_map(|batch| batch.records());
-        records.skip(found.saturating_sub(n)).map(|record| digest(&record)).collect()
+        let ended = state.ended.iter().find(|(ended, _)| *ended == generation);
+        ended.map(|(_, tail)| tail.clone()).unwrap_or_default()
     }
 
     /// Whether a follower that was told "nothing at `serial`" would be told something else now.
@@ -349,6 +366,33 @@ impl Place {
 }
 
 impl State {
+    /// See [`MdtLog::tail`].
+    fn tail(&self, n: usize) -> Vec<Digest> {
+        let newest = |known: &[Digest]| known[known.len().saturating_sub(n)..].to_vec();
+        // Until what an earlier life had read is read again, that says more than the log: a new
+        // history may begin between the two.
+        if self.known.last().is_some_and(|&(index, _)| index >= self.next) {
+            return newest(&self.known);
+        }
+        let mut batches = Vec::new();
+        let mut found = 0;
+        for entry in self.entries.iter().rev() {
+            match entry {
+                Entry::Records(batch) if found < n => {
+                    found += batch.len();
+                    batches.push(batch);
+                }
+                Entry::Gap(_) => {} // what lies before it is of the present history, too
+                Entry::Records(_) => break,
+            }
+        }
+        if batches.is_empty() {
+            return newest(&self.known);
+        }
+        let records = batches.iter().rev().flat_map(|batch| batch.records());
+        records.skip(found.saturating_sub(n)).map(|record| digest(&record)).collect()
+    }
+
     fn oldest_needed(&self) -> Option<u64> {
         let attached = self.followers.iter().filter(|f| f.attached.load(Ordering::Relaxed));
         attached.map(|f| f.serial.load(Ordering::Relaxed)).min()

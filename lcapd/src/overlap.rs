@@ -11,6 +11,9 @@ use lcap_ffi::{Record, RecordIndex};
 /// Records before a place that are compared when a source is opened again.
 pub const OVERLAP_RECORDS: usize = 4096;
 
+/// Digests of the newest records that are kept with the state of an MDT.
+pub const KEPT_DIGESTS: usize = 64;
+
 /// A record's index and the checksum of what it says.
 pub type Digest = (RecordIndex, u32);
 

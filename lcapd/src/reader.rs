@@ -16,7 +16,7 @@ use crate::batch::Batch;
 use crate::buffers::{Buffer, Buffers};
 use crate::follower::{REOPEN_PAUSE, sleep_on};
 use crate::log::{Entry, Gap, MdtLog};
-use crate::overlap::{Digest, OVERLAP_RECORDS, Overlap, Verdict};
+use crate::overlap::{OVERLAP_RECORDS, Overlap, Verdict};
 use crate::pace::Pace;
 use crate::server::Outcome;
 use crate::source::{ChangelogSource, ReadOutcome, SourceError, Upstream, WaitFor};
@@ -85,8 +85,6 @@ pub struct Reader {
     pub buffers: Arc<Buffers>,
     /// How often to look while records keep coming.
     pub pace: Pace,
-    /// What was read last in an earlier life, to compare with.
-    pub known: Vec<Digest>,
     /// Where the engine learns of gaps and new histories.
     pub outcomes: Sender<Outcome>,
     /// Wakes the engine.
@@ -192,11 +190,7 @@ impl Reader {
     pub fn open(&mut self) -> Result<Open, SourceError> {
         self.stats.compared.store(false, Ordering::Release);
         self.stats.empty.store(false, Ordering::Release);
-        let known = match self.log.tail(OVERLAP_RECORDS) {
-            tail if tail.is_empty() => self.known.clone(),
-            tail => tail,
-        };
-        let overlap = Overlap::new(known);
+        let overlap = Overlap::new(self.log.tail(OVERLAP_RECORDS));
         let (next, _) = self.log.head();
         let from = overlap.start().map_or(next, |start| start.min(next));
         let source = self.upstream.open(from)?;
@@ -346,7 +340,6 @@ impl Reader {
              consumers are told, what is new is delivered"
         );
         let gap = Gap { first, last: RecordIndex::ZERO, generation, rewinds: true };
-        self.known.retain(|(index, _)| *index < first);
         // The engine first: nothing of the new history is to be settled by what is said of the old.
         let _ = self.outcomes.send(Outcome::Gap { mdt: self.mdt_at, gap });
         self.engine.wake();
@@ -471,6 +464,7 @@ mod tests {
 
     use super::*;
     use crate::log::Lookup;
+    use crate::overlap::Digest;
     use crate::source::ClearError;
 
     /// An MDT that does what a real one was seen to do: loses transactions in a crash, counts from
@@ -571,7 +565,7 @@ mod tests {
             let (reader_waker, waker) = (Waker::new().unwrap(), Waker::new().unwrap());
             mdt.0.lock().unwrap().readers.push(reader_waker.clone());
             let next = RecordIndex::new(next);
-            let log = Arc::new(MdtLog::new(1 << 20, next, 0, reader_waker.clone()));
+            let log = Arc::new(MdtLog::new(1 << 20, next, 0, known, reader_waker.clone()));
             let (send, outcomes) = unbounded();
             let stop = Arc::new(AtomicBool::new(false));
             let mut reader = Reader {
@@ -582,7 +576,6 @@ mod tests {
                 stats: Arc::default(),
                 buffers: Arc::new(Buffers::new(1 << 16, 1)),
                 pace: Pace::default(),
-                known,
                 outcomes: send,
                 engine: waker.clone(),
                 waker: reader_waker.clone(),

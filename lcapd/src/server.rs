@@ -17,7 +17,9 @@ use tracing::{debug, warn};
 
 use crate::catch_up::{Handle, Item};
 use crate::engine::retention::Now;
-use crate::engine::{CatchUpStart, Effect, Engine, MdtNow, NotCleared, Peer, WorkerState, log_key};
+use crate::engine::{
+    CatchUpStart, Effect, Engine, MdtNow, NotCleared, Peer, TailWanted, WorkerState,
+};
 use crate::figures::{ServerStats, StreamFigures};
 use crate::health::StatusQuestions;
 use crate::hsm::operator;
@@ -38,9 +40,6 @@ use crate::worker::{Command, Progress, QueueInput};
 const BURST: usize = 64;
 /// Messages sent to one catching-up client before the others have their turn.
 const CATCH_UP_BURST: usize = 16;
-
-/// Digests of the newest records that are kept with the state of an MDT.
-const KEPT_DIGESTS: usize = 64;
 
 /// Results that other threads have for the engine.
 #[derive(Debug)]
@@ -260,11 +259,11 @@ impl Server {
             self.engine.tick(now);
             let commits =
                 self.engine.take_effects().into_iter().filter_map(|effect| match effect {
-                    Effect::Commit(changes) => Some(changes),
+                    Effect::Commit { changes, tails } => Some((changes, tails)),
                     _ => None,
                 });
-            for changes in commits.collect::<Vec<_>>() {
-                self.commit(changes);
+            for (changes, tails) in commits.collect::<Vec<_>>() {
+                self.commit(changes, &tails);
             }
             if !self.engine.is_dirty() {
                 return;
@@ -279,19 +278,10 @@ impl Server {
     }
 
     /// Digests of what was read last go along, to compare with when lcapd starts again.
-    fn commit(&self, mut changes: Vec<Change>) {
-        for mdt in &self.mdts {
-            let of_it = |change: &Change| match change {
-                Change::Stream(_, name, _) | Change::Watermark(_, name, _) => {
-                    name == mdt.name.as_str()
-                }
-                _ => false,
-            };
-            if changes.iter().any(of_it) {
-                let tail = mdt.log.tail(KEPT_DIGESTS);
-                if !tail.is_empty() {
-                    changes.push(Change::Tail(log_key(mdt.kind, &mdt.name), tail));
-                }
+    fn commit(&self, mut changes: Vec<Change>, tails: &[TailWanted]) {
+        for wanted in tails {
+            if let Some(mdt) = self.mdts.get(wanted.mdt) {
+                changes.extend(wanted.of(&mdt.log));
             }
         }
         let _ = self.commits.send(changes);
@@ -497,7 +487,7 @@ impl Server {
                 Effect::Dispatch { peer, stream, mdt, batch, sequence, redelivered } => {
                     self.send_batch(&peer, stream, mdt, batch, sequence, redelivered);
                 }
-                Effect::Commit(changes) => self.commit(changes),
+                Effect::Commit { changes, tails } => self.commit(changes, &tails),
                 Effect::Clear { mdt, upto, generation } => {
                     let _ = self.mdts[mdt].clears.send((upto, generation));
                 }

@@ -44,7 +44,7 @@ use crate::publisher::{self, Publisher, Topic};
 use crate::reader::{Reader, ReaderStats, chain};
 use crate::server::{self, CatchUps, MdtEnd, Outcome, Server, WorkerEnd};
 
-use crate::sink::{self, LiveState, Sink};
+use crate::sink::{self, LiveState, Sink, SinkStats};
 use crate::source::Upstream;
 use crate::store::{Change, Store};
 use crate::taps::Taps;
@@ -316,7 +316,8 @@ impl Daemon {
             let start = start.unwrap_or(RecordIndex::new(1));
             let waker = Waker::new()?;
             let generation = engine.generation_of(at);
-            let log = MdtLog::new(budget.log_bytes, start, generation, waker.clone());
+            let known = saved.tails.get(&log_key(mdt.kind, &mdt.name)).cloned().unwrap_or_default();
+            let log = MdtLog::new(budget.log_bytes, start, generation, known, waker.clone());
             log.set_gone(engine.gone_of(at));
             let buffers = Arc::new(Buffers::new(budget.read_bytes, KEPT_BUFFERS));
             let parts = MdtParts {
@@ -337,7 +338,6 @@ impl Daemon {
                 stats: Arc::clone(&stats),
                 buffers: Arc::clone(&parts.buffers),
                 pace: Pace::new(Arc::clone(&flowing)),
-                known: saved.tails.get(&log_key(mdt.kind, &mdt.name)).cloned().unwrap_or_default(),
                 outcomes: outcomes.clone(),
                 engine: engine_waker.clone(),
                 waker: waker.clone(),
@@ -465,6 +465,11 @@ impl Daemon {
                 let follower = follower(mdt, from, from > RecordIndex::new(1), &waker);
                 let policies = Arc::clone(&policies[sink.stream]);
                 let (joint, version) = policies.joint_for(&mdt.name)?;
+                let stats = Arc::<SinkStats>::default();
+                let (shown, name) = (Arc::clone(&stats), mdt.name.clone());
+                let (stream, reader) =
+                    (config.streams[sink.stream].name.clone(), sink.reader.clone());
+                metrics.register(move |samples| shown.put(&stream, &reader, &name, samples));
                 let parts = sink::Parts {
                     place: (sink.stream, at),
                     mdt: mdt.name.clone(),
@@ -472,7 +477,7 @@ impl Daemon {
                         .keeping_up_with(policies, version, &mdt.name),
                     owner: owner.clone(),
                     state: hsm.presence_of(&mdt.name),
-                    stats: Arc::default(),
+                    stats,
                     outcomes: outcomes.clone(),
                     engine: engine_waker.clone(),
                     waker: waker.clone(),

@@ -52,7 +52,7 @@ fn ask(engine: &mut Engine, op: Op, now: Duration) -> i32 {
     for _ in 0..3 {
         for effect in engine.take_effects() {
             match effect {
-                Effect::Commit(_) => engine.committed(Ok(()), now),
+                Effect::Commit { .. } => engine.committed(Ok(()), now),
                 Effect::Send(_, bytes) => {
                     let reply: Reply = serde_json::from_slice(&bytes).unwrap();
                     errno = Some(reply.errno.unwrap_or(0));
@@ -73,7 +73,7 @@ fn cleared(engine: &mut Engine, now: Duration) -> Option<u64> {
     };
     let before = engine.take_effects();
     assert_eq!(before.iter().find_map(clear), None, "noted first");
-    assert!(before.iter().any(|effect| matches!(effect, Effect::Commit(_))));
+    assert!(before.iter().any(|effect| matches!(effect, Effect::Commit { .. })));
     engine.committed(Ok(()), now);
     engine.take_effects().iter().find_map(clear)
 }

@@ -68,7 +68,7 @@ fn main() -> ExitCode {
                 Ok(summary) => all.add(&summary),
                 Err(what) => {
                     eprintln!("{what}");
-                    broken.push(what.seed);
+                    broken.push(what);
                 }
             }
             n += 1;
@@ -95,15 +95,19 @@ fn main() -> ExitCode {
         eprintln!("soak: {example}");
     }
     if !broken.is_empty() {
-        eprintln!("soak: schedules that broke a promise: {broken:?} (LCAP_SEED replays them)");
+        let seeds: Vec<u64> = broken.iter().map(|broken| broken.seed).collect();
+        eprintln!("soak: schedules that broke a promise: {seeds:?} (LCAP_SEED replays them)");
     }
+    // A schedule that broke a promise counts as one record.
+    let early = broken.iter().filter(|broken| broken.cleared_early).count() as u64;
+    let lost = findings.lost + (broken.len() as u64 - early);
     println!(
         "soak: seconds={} schedules={schedules} kills={} records={} lost={} early_clears={} duplicates={}",
         started.elapsed().as_secs(),
         findings.kills + simulated.crashes + simulated.client_crashes,
         findings.records + simulated.delivered,
-        findings.lost,
-        findings.early_clears,
+        lost,
+        findings.early_clears + early,
         findings.duplicates
     );
     if findings.is_clean() && broken.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }

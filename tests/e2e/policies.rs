@@ -344,31 +344,44 @@ fn follow(daemon: &Daemon, stream: &str, records: u64) -> (Arc<AtomicU64>, JoinH
     (had, thread)
 }
 
-#[test]
-fn policies_are_replaced_and_lcapd_killed_without_a_lost_or_reordered_record() {
-    const RECORDS: u64 = 24_000;
-    let dir = tempfile::tempdir().unwrap();
-    let module = toy(dir.path(), "toy.so", &["-DTOY_VERSION=\"first\""]);
-    let toy_policies =
-        format!("policies = [ {{ module = \"{}\", mode = \"pass\" }} ]", module.display());
-    // None of them drops anything, so what comes out is known exactly; most hold records back.
+/// Policies of that module which give out what came in.
+fn pass(module: &Path) -> String {
+    format!("policies = [ {{ module = \"{}\", mode = \"pass\" }} ]", module.display())
+}
+
+/// Policies to replace by each other. None of them drops anything, so what comes out is known
+/// exactly; most hold records back, and `compact` might make records of its own.
+fn variants(module: &Path) -> [String; 5] {
     let all_types = "\"MARK\", \"CREAT\", \"MKDIR\", \"HLINK\", \"SLINK\", \"MKNOD\", \"UNLNK\", \
         \"RMDIR\", \"RENME\", \"CLOSE\", \"LYOUT\", \"TRUNC\", \"SATTR\", \"XATTR\", \"HSM\", \
         \"MTIME\", \"CTIME\", \"ATIME\", \"MIGRT\", \"FLRW\", \"RESYNC\", \"GXATR\", \"NOPEN\", \
         \"OPEN\"";
-    let variants = [
+    [
         format!(
             "policies = [ {{ module = \"compact\", window = \"200ms\", keep = [{all_types}] }} ]"
         ),
         "policies = [ { module = \"window\", time = \"150ms\" }, { module = \"fifo\" } ]"
             .to_owned(),
-        toy_policies.clone(),
+        pass(module),
         format!(
             "policies = [ {{ module = \"group\", by = \"tfid\" }}, {{ module = \"compact\", \
              window = \"300ms\", keep = [{all_types}] }} ]"
         ),
         NO_POLICIES.to_owned(),
-    ];
+    ]
+}
+
+fn write_policies(daemon: &Daemon, policies: &str) {
+    fs::write(daemon.config(), daemon.setup().text().replace(NO_POLICIES, policies)).unwrap();
+}
+
+#[test]
+fn policies_are_replaced_and_lcapd_killed_without_a_lost_or_reordered_record() {
+    const RECORDS: u64 = 24_000;
+    let dir = tempfile::tempdir().unwrap();
+    let module = toy(dir.path(), "toy.so", &["-DTOY_VERSION=\"first\""]);
+    let toy_policies = pass(&module);
+    let variants = variants(&module);
     let mut daemon = Setup::new()
         .server("clear_interval = \"20ms\"")
         .mdt(MDT, &format!("sim:rate=4000,records={RECORDS},seed=9"))
@@ -376,15 +389,12 @@ fn policies_are_replaced_and_lcapd_killed_without_a_lost_or_reordered_record() {
         .start();
     daemon.control().register("robinhood", "audit", Vec::new(), From::Oldest).unwrap();
     let (had, reader) = follow(&daemon, "robinhood", RECORDS);
-    let write = |daemon: &Daemon, policies: &str| {
-        fs::write(daemon.config(), daemon.setup().text().replace(NO_POLICIES, policies)).unwrap();
-    };
     let mut n_reloads = 0;
     // However slow the machine is, each kind of reload is tried.
     while n_reloads < 8 || !reader.is_finished() {
         let before = had.load(Ordering::Relaxed);
         let policies = &variants[n_reloads % variants.len()];
-        write(&daemon, policies);
+        write_policies(&daemon, policies);
         if n_reloads % 3 == 2 {
             daemon.signal(Signal::HUP);
         } else if n_reloads % 7 != 6 {
@@ -394,9 +404,9 @@ fn policies_are_replaced_and_lcapd_killed_without_a_lost_or_reordered_record() {
             assert_eq!(modules(&status(&daemon), "robinhood").len(), n, "{policies}");
         }
         if n_reloads % 4 == 1 {
-            write(&daemon, "policies = [ { module = \"compact\", window = \"never\" } ]");
+            write_policies(&daemon, "policies = [ { module = \"compact\", window = \"never\" } ]");
             assert!(daemon.control().reload_policies("robinhood").is_err());
-            write(&daemon, policies);
+            write_policies(&daemon, policies);
         }
         if n_reloads == 2 {
             // A new file under the old name is really loaded.
@@ -421,12 +431,60 @@ fn policies_are_replaced_and_lcapd_killed_without_a_lost_or_reordered_record() {
         next = next.max(index + 1);
     }
     assert_eq!(next, RECORDS + 1);
-    write(&daemon, &toy_policies);
+    write_policies(&daemon, &toy_policies);
     let reply = daemon.control().reload_policies("robinhood").unwrap();
     assert_eq!((reply.modules[0].module.as_str(), &*reply.modules[0].version), ("toy", "second"));
     wait_until("the reader's last word", || daemon.cleared(MDT) == RECORDS);
     let log = daemon.log();
     assert!(log.contains("policies not reloaded, the old ones stay at work"), "{log}");
+}
+
+/// Replaces policies while records flow, and nothing else. What the reader had, and how often it
+/// had to begin anew.
+fn reload_while_records_flow(records: u64) -> (Vec<u64>, usize) {
+    let dir = tempfile::tempdir().unwrap();
+    let variants = variants(&toy(dir.path(), "toy.so", &[]));
+    let daemon = Setup::new()
+        .server("clear_interval = \"20ms\"")
+        .mdt(MDT, &format!("sim:rate=4000,records={records},seed=9"))
+        .broadcast("robinhood", &variants[0])
+        .start();
+    daemon.control().register("robinhood", "audit", Vec::new(), From::Oldest).unwrap();
+    let (had, reader) = follow(&daemon, "robinhood", records);
+    let text = daemon.setup().text();
+    for n_reloads in 1.. {
+        let before = had.load(Ordering::Relaxed);
+        wait_until("records flow", || {
+            reader.is_finished() || had.load(Ordering::Relaxed) > before + 300
+        });
+        if reader.is_finished() {
+            assert!(n_reloads > 8, "only {n_reloads} reloads");
+            break;
+        }
+        let policies = &variants[n_reloads % variants.len()];
+        fs::write(daemon.config(), text.replace(&variants[0], policies)).unwrap();
+        daemon.control().reload_policies("robinhood").unwrap();
+    }
+    let seen = reader.join().unwrap();
+    wait_until("all is cleared", || daemon.cleared(MDT) == records);
+    let opened = |line: &&str| line.contains("session opened") && line.contains("audit");
+    (seen, daemon.log().lines().filter(opened).count())
+}
+
+#[test]
+fn a_reload_repeats_and_leaves_out_nothing() {
+    const RECORDS: u64 = 10_000;
+    // On a machine that stands still for a while a client begins anew, and behind policies that make
+    // records of their own that repeats some; this is about reloads.
+    for _ in 0..5 {
+        let (seen, sessions) = reload_while_records_flow(RECORDS);
+        if sessions == 1 {
+            assert_eq!(seen, (1..=RECORDS).collect::<Vec<_>>());
+            return;
+        }
+        println!("the reader had {sessions} sessions: once more");
+    }
+    panic!("the reader never kept its session");
 }
 
 #[test]

@@ -157,7 +157,8 @@ impl Life {
                 let start = start.unwrap_or(RecordIndex::new(1));
                 let waker = new_waker();
                 let generation = engine.generation_of(at);
-                let log = MdtLog::new(plan.log_bytes, start, generation, waker.clone());
+                let known = saved.tails.get(name.as_str()).cloned().unwrap_or_default();
+                let log = MdtLog::new(plan.log_bytes, start, generation, known, waker.clone());
                 log.set_gone(engine.gone_of(at));
                 let (log, stats) = (Arc::new(log), Arc::new(ReaderStats::default()));
                 stats.read_index.store(start.prev().get(), Relaxed);
@@ -170,7 +171,6 @@ impl Life {
                     stats: Arc::clone(&stats),
                     buffers: Arc::new(Buffers::new(plan.read_bytes, 1)),
                     pace: Pace::default(),
-                    known: saved.tails.get(name.as_str()).cloned().unwrap_or_default(),
                     outcomes: outcomes_out.clone(),
                     engine: engine_waker.clone(),
                     waker,
@@ -490,22 +490,8 @@ impl Life {
                 Effect::Dispatch { peer, stream, mdt, batch, sequence, redelivered } => {
                     self.dispatch(plan, &peer, (stream, mdt), (batch, sequence, redelivered), net);
                 }
-                Effect::Commit(mut changes) => {
-                    // As `server.rs` does.
-                    for (at, (name, _)) in plan.mdts.iter().enumerate() {
-                        let of_it = |change: &Change| match change {
-                            Change::Stream(_, mdt, _) | Change::Watermark(_, mdt, _) => {
-                                mdt == name.as_str()
-                            }
-                            _ => false,
-                        };
-                        if changes.iter().any(of_it) {
-                            let tail = self.mdts[at].log.tail(64);
-                            if !tail.is_empty() {
-                                changes.push(Change::Tail(name.to_string(), tail));
-                            }
-                        }
-                    }
+                Effect::Commit { mut changes, tails } => {
+                    changes.extend(tails.iter().filter_map(|t| t.of(&self.mdts[t.mdt].log)));
                     self.commit = Some(changes);
                 }
                 Effect::Clear { mdt, upto, generation } => {

@@ -122,6 +122,11 @@ impl SimMdt {
         true
     }
 
+    /// Number of its present history.
+    pub(super) fn version(&self) -> u16 {
+        self.lock().version
+    }
+
     pub(super) fn n_existing(&self) -> usize {
         self.lock().versions.len()
     }

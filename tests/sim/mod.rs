@@ -19,7 +19,7 @@ use std::process::Command;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use lcap_ffi::RecordIndex;
+use lcap_ffi::{MdtName, RecordIndex};
 use lcap_wire::control::{
     Delivery, From, Op, ReaderDeregister, ReaderRegister, Request, ServerMessage,
     parse_server_message,
@@ -28,7 +28,7 @@ use lcapclient::client::{Config, Source};
 use lcapd::engine::retention::ClearPolicy;
 use lcapd::engine::{NotCleared, Peer};
 use lcapd::policy::{Loader, Module, PolicyConfig};
-use lcapd::store::Saved;
+use lcapd::store::{Change, Saved};
 
 use crate::rng::Rng;
 use client::{Client, Down, Habits};
@@ -81,6 +81,8 @@ pub struct Broken {
     pub seed: u64,
     /// What was wrong.
     pub what: String,
+    /// It was that an MDT was cleared too early.
+    pub cleared_early: bool,
     /// What happened before, latest last.
     pub history: Vec<String>,
 }
@@ -101,7 +103,8 @@ impl fmt::Display for Broken {
 pub fn run(seed: u64) -> Result<Summary, Broken> {
     let mut world = World::new(seed);
     let result = world.play().and_then(|()| world.settle());
-    result.map_err(|what| Broken { seed, what, history: world.history.into() })?;
+    let cleared_early = world.model.cleared_early;
+    result.map_err(|what| Broken { seed, what, cleared_early, history: world.history.into() })?;
     world.summary.delivered = world.model.n_delivered;
     world.summary.again = world.model.n_again;
     Ok(world.summary)
@@ -613,7 +616,8 @@ impl World {
         };
         self.note(|| format!("MDT {mdt} crashes, issues again from {first:?}"));
         if let Some(first) = first {
-            self.model.rewound(mdt, first);
+            let version = self.plan.mdts[mdt].1.version();
+            self.model.rewound(mdt, first, version);
             self.summary.rewinds += 1;
         }
     }
@@ -695,7 +699,7 @@ impl World {
     fn new_reader(&mut self, key: &HolderKey) {
         let stream = self.plan.streams[key.0].name.clone();
         let name = key.1.clone().unwrap_or_default();
-        let start = |mdt: &lcap_ffi::MdtName| {
+        let start = |mdt: &MdtName| {
             let row = (stream.clone(), name.clone(), mdt.to_string());
             self.saved.watermarks.get(&row).map_or(0, |index| index.get())
         };
@@ -734,7 +738,7 @@ impl World {
         if let Some(changes) = life.commit.take()
             && self.rng.chance(500)
         {
-            write(&mut self.saved, &changes);
+            self.write(&changes);
         }
         for mdt in 0..self.plan.mdts.len() {
             if let Some((upto, generation)) = life.clears[mdt].pop_front()
@@ -830,15 +834,26 @@ impl World {
         }
     }
 
+    fn write(&mut self, changes: &[Change]) {
+        write(&mut self.saved, changes);
+        for change in changes {
+            let Change::Mdt(name, state) = change else { continue };
+            let of_it = |(mdt, _): &(MdtName, _)| mdt.as_str() == name;
+            let Some(mdt) = self.plan.mdts.iter().position(of_it) else { continue };
+            self.model.given_up(mdt, state.clearing);
+        }
+    }
+
     fn finish_commit(&mut self, ok: bool) -> bool {
         let Some(life) = &mut self.life else { return false };
         let Some(changes) = life.commit.take() else { return false };
         let result = if ok {
-            write(&mut self.saved, &changes);
+            self.write(&changes);
             Ok(())
         } else {
             Err("no space left on device".to_owned())
         };
+        let Some(life) = &mut self.life else { return false };
         let time = life.time(self.now);
         life.engine.committed(result, time);
         // What it wants done now is done at its next turn.

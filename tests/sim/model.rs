@@ -41,11 +41,22 @@ impl Policy {
 struct Holder {
     /// Records up to here are not its business.
     start: u64,
+    /// What `start` was before, with the last history for which it was that: a record of that
+    /// history may still be on its way when the MDT begins another.
+    earlier_starts: Vec<(u16, u64)>,
     /// In every history, since it was registered from an index.
     fixed: bool,
     acked: BTreeSet<Identity>,
     /// Cleared up to here, and found right.
     checked: u64,
+}
+
+impl Holder {
+    /// Up to where records were not its business when a record of that history was the newest.
+    fn start_in(&self, version: u16) -> u64 {
+        let earlier = self.earlier_starts.iter().find(|(last, _)| version <= *last);
+        earlier.map_or(self.start, |&(_, start)| start)
+    }
 }
 
 /// A client process, from its start to its end.
@@ -97,6 +108,11 @@ pub(super) struct Model {
     mdts: Vec<Arc<SimMdt>>,
     holders: BTreeMap<(HolderKey, usize), Holder>,
     cleared: Vec<u64>,
+    /// It is noted on disk that the MDT is going to be told to forget up to there: who is not
+    /// registered may be told that those are gone.
+    given_up: Vec<u64>,
+    /// The MDT was told to forget what somebody needed.
+    pub(super) cleared_early: bool,
     pub(super) n_delivered: u64,
     pub(super) n_again: u64,
 }
@@ -109,8 +125,19 @@ impl Model {
                 holders.insert(((stream, None), mdt), Holder::default());
             }
         }
-        let cleared = vec![0; mdts.len()];
-        Self { policies, queues, mdts, holders, cleared, n_delivered: 0, n_again: 0 }
+        let (cleared, given_up) = (vec![0; mdts.len()], vec![0; mdts.len()]);
+        let (cleared_early, n_delivered, n_again) = (false, 0, 0);
+        Self {
+            policies,
+            queues,
+            mdts,
+            holders,
+            cleared,
+            given_up,
+            cleared_early,
+            n_delivered,
+            n_again,
+        }
     }
 
     /// A reader was registered, says the daemon, with these watermarks. What the MDT had forgotten
@@ -118,7 +145,7 @@ impl Model {
     pub(super) fn registered(&mut self, key: &HolderKey, starts: &[u64], fixed: bool) {
         for (mdt, &start) in starts.iter().enumerate() {
             let start = start.max(self.cleared[mdt]);
-            let holder = Holder { start, fixed, acked: BTreeSet::new(), checked: start };
+            let holder = Holder { start, fixed, checked: start, ..Holder::default() };
             self.holders.entry((key.clone(), mdt)).or_insert(holder);
         }
     }
@@ -128,13 +155,17 @@ impl Model {
         self.holders.retain(|(other, _), _| other != key);
     }
 
-    /// The MDT issues indexes from `first` on again: those are other records.
-    pub(super) fn rewound(&mut self, mdt: usize, first: u64) {
+    /// The MDT issues indexes from `first` on again, as a history with that number: those are other
+    /// records.
+    pub(super) fn rewound(&mut self, mdt: usize, first: u64, version: u16) {
         self.cleared[mdt] = self.cleared[mdt].min(first - 1);
+        self.given_up[mdt] = self.given_up[mdt].min(first - 1);
         for ((_, at), holder) in &mut self.holders {
             if *at == mdt {
-                holder.start =
-                    if holder.fixed { holder.start } else { holder.start.min(first - 1) };
+                if !holder.fixed && holder.start >= first {
+                    holder.earlier_starts.push((version - 1, holder.start));
+                    holder.start = first - 1;
+                }
                 holder.checked = holder.checked.min(first - 1);
             }
         }
@@ -152,7 +183,8 @@ impl Model {
         if !policy.passes(index) && policy != Policy::Changing {
             return Err(format!("{index} was dropped by the policy and came all the same"));
         }
-        let again = !life.had.insert((index, stands_for[0].1));
+        let version = stands_for[0].1;
+        let again = !life.had.insert((index, version));
         life.had.extend(stands_for);
         life.handed_out.entry(index).or_default().extend(stands_for);
         if self.queues[life.stream] {
@@ -166,7 +198,7 @@ impl Model {
             return Err(format!("{index} came twice"));
         }
         if policy == Policy::None {
-            let cleared = self.cleared[mdt];
+            let (cleared, given_up) = (self.cleared[mdt], self.given_up[mdt]);
             let holder = life.holder.as_ref().and_then(|k| self.holders.get(&(k.clone(), mdt)));
             // What may be missing before it: what nobody holds and is gone (and if something came
             // before that: was told), what was acknowledged.
@@ -176,11 +208,12 @@ impl Model {
                 let excused = match (holder, life.last) {
                     (Some(holder), None) => {
                         let versions = (skipped, 0)..=(skipped, u16::MAX);
-                        skipped <= holder.start || holder.acked.range(versions).next().is_some()
+                        skipped <= holder.start_in(version)
+                            || holder.acked.range(versions).next().is_some()
                     }
                     (Some(_), Some(_)) => false,
-                    (None, None) => skipped <= cleared,
-                    (None, Some(_)) => skipped <= cleared && told(),
+                    (None, None) => skipped <= cleared || (skipped <= given_up && told()),
+                    (None, Some(_)) => skipped <= given_up && told(),
                 };
                 if !excused {
                     return Err(format!("{skipped} was left out before {index}"));
@@ -206,6 +239,11 @@ impl Model {
         life.handed_out = life.handed_out.split_off(&upto.saturating_add(1));
     }
 
+    /// It was noted that the MDT is going to be told to forget.
+    pub(super) fn given_up(&mut self, mdt: usize, upto: u64) {
+        self.given_up[mdt] = self.given_up[mdt].max(upto);
+    }
+
     /// The MDT was told to forget.
     pub(super) fn cleared(&mut self, mdt: usize, upto: u64) -> Result<(), String> {
         if upto == 0 || upto < self.cleared[mdt] {
@@ -222,6 +260,7 @@ impl Model {
             for record in fresh {
                 let policy = self.policies[key.0];
                 if policy.passes(record.0) && !holder.acked.contains(record) {
+                    self.cleared_early = true;
                     return Err(format!(
                         "MDT {mdt} cleared up to {upto}; {key:?} has not acknowledged {record:?}"
                     ));

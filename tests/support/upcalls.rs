@@ -131,23 +131,28 @@ impl Stage {
         serde_json::from_slice(&out.stdout).expect("JSON")
     }
 
-    /// Waits until nothing is in the spool or the queue.
+    /// Waits until nothing is in the spool or the queue, as long as something happens there.
     ///
     /// # Panics
-    /// If that does not come.
+    /// If nothing happens any more.
     pub fn wait_empty(&self) {
-        wait_until_or("an empty queue", || {
-            // The spool first: what leaves it between two looks is in the queue by then.
-            let spooled = self.spooled("new");
-            let status = self.status();
-            let states = status["states"].as_object().expect("states").values();
-            let counts = states.flat_map(|kinds| kinds.as_object().expect("kinds").values());
-            let queued: u64 = counts.map(|n| n.as_u64().expect("a number")).sum();
-            if spooled == 0 && queued == 0 {
-                return Ok(());
-            }
-            Err(format!("{spooled} files in the spool; {status:#}\n{}", self.daemon.log()))
-        });
+        let mut left = u64::MAX;
+        while left > 0 {
+            wait_until_or("fewer in the queue", || {
+                // The spool first: what leaves it between two looks is in the queue by then.
+                let spooled = self.spooled("new");
+                let status = self.status();
+                let states = status["states"].as_object().expect("states").values();
+                let counts = states.flat_map(|kinds| kinds.as_object().expect("kinds").values());
+                let queued: u64 = counts.map(|n| n.as_u64().expect("a number")).sum();
+                let now_left = queued + spooled as u64;
+                if now_left == 0 || now_left < left {
+                    left = now_left;
+                    return Ok(());
+                }
+                Err(format!("{spooled} files in the spool; {status:#}\n{}", self.daemon.log()))
+            });
+        }
     }
 
     /// Files in a folder of the spool.
