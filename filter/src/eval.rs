@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use lcap_ffi::hsm_action::{EventKind, HsmActionEvent};
 use lcap_ffi::record::CLF_FLAGMASK;
 use lcap_ffi::{Fid, Record, RecordType};
 
@@ -54,6 +55,7 @@ pub(crate) enum Number {
     OpenFlags,
     Hsm,
     HsmError,
+    ArchiveId,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -71,6 +73,16 @@ pub(crate) enum TextField {
     Jobid,
     Xattr,
     Mdt,
+    Hsm(HsmWord),
+}
+
+/// Words of an event of an HSM stream, as its JSON form has them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum HsmWord {
+    EventType,
+    Action,
+    Status,
+    LastStatus,
 }
 
 /// What a number may be.
@@ -102,7 +114,7 @@ pub(crate) const OPEN_BITS: [(&str, u64); 7] = [
     ("trunc", 0x200),
     ("append", 0x400),
 ];
-pub(crate) const NUMBERS: [(&str, Number); 8] = [
+pub(crate) const NUMBERS: [(&str, Number); 9] = [
     ("index", Number::Index),
     ("time", Number::Time),
     ("flags", Number::Flags),
@@ -111,6 +123,7 @@ pub(crate) const NUMBERS: [(&str, Number); 8] = [
     ("open_flags", Number::OpenFlags),
     ("hsm", Number::Hsm),
     ("hsm_error", Number::HsmError),
+    ("archive_id", Number::ArchiveId),
 ];
 pub(crate) const FIDS: [(&str, FidField); 4] = [
     ("fid", FidField::Target),
@@ -118,12 +131,16 @@ pub(crate) const FIDS: [(&str, FidField); 4] = [
     ("source", FidField::Source),
     ("source_parent", FidField::SourceParent),
 ];
-pub(crate) const TEXTS: [(&str, TextField); 5] = [
+pub(crate) const TEXTS: [(&str, TextField); 9] = [
     ("name", TextField::Name),
     ("source_name", TextField::SourceName),
     ("jobid", TextField::Jobid),
     ("xattr", TextField::Xattr),
     ("mdt", TextField::Mdt),
+    ("event_type", TextField::Hsm(HsmWord::EventType)),
+    ("action", TextField::Hsm(HsmWord::Action)),
+    ("status", TextField::Hsm(HsmWord::Status)),
+    ("last_status", TextField::Hsm(HsmWord::LastStatus)),
 ];
 pub(crate) const FLAGS: [(&str, Flag); 3] =
     [("last", Flag::Last), ("archived", Flag::Archived), ("hsm_dirty", Flag::HsmDirty)];
@@ -192,6 +209,9 @@ impl Number {
             }),
             Self::Hsm => hsm().map(|flags| flags >> 7 & 7),
             Self::HsmError => hsm().map(|flags| flags & 0x7f),
+            Self::ArchiveId => {
+                HsmActionEvent::parse(record).ok().map(|event| event.fields.archive_id.into())
+            }
         }
     }
 }
@@ -217,7 +237,21 @@ impl TextField {
             Self::Jobid => record.jobid(),
             Self::Xattr => record.xattr(),
             Self::Mdt => Some(mdt.as_bytes()),
+            Self::Hsm(word) => HsmActionEvent::parse(record).ok().and_then(|event| word.of(&event)),
         }
+    }
+}
+
+impl HsmWord {
+    fn of<'a>(self, event: &HsmActionEvent<'a>) -> Option<&'a [u8]> {
+        Some(match self {
+            Self::EventType => event.kind.name().as_bytes(),
+            Self::Action => event.action_name(),
+            Self::Status if event.kind == EventKind::Purged => event.kind.name().as_bytes(),
+            Self::Status => event.status_name(),
+            Self::LastStatus if event.last_status.0 == 0 => return None,
+            Self::LastStatus => event.last_status.name().as_bytes(),
+        })
     }
 }
 

@@ -4,8 +4,8 @@ use lcap_ffi::RecordType;
 
 use crate::FilterError;
 use crate::eval::{
-    Expr, FIDS, FLAGS, Field, HSM_EVENTS, NUMBERS, Number, Numbers, OPEN_BITS, TEXTS, Texts,
-    type_bit,
+    Expr, FIDS, FLAGS, Field, HSM_EVENTS, NUMBERS, Number, Numbers, OPEN_BITS, TEXTS, TextField,
+    Texts, type_bit,
 };
 use crate::glob::Glob;
 use crate::lex::{Token, split};
@@ -272,9 +272,14 @@ fn compile(name: &str, at: usize, op: Op, values: &[Value]) -> Result<Expr, Filt
         return Ok(Expr::Fid(field, fids.collect::<Result<_, _>>()?));
     }
     if let Some(field) = lookup(&TEXTS, name) {
+        // Lustre has one spelling of its own words.
+        let is_word = matches!(field, TextField::Hsm(_));
+        let bytes = |value: &Value| {
+            if is_word { value.bytes.to_ascii_uppercase() } else { value.bytes.clone() }
+        };
         let texts = match op {
-            Op::Is | Op::In => Texts::Is(values.iter().map(|value| value.bytes.clone()).collect()),
-            Op::Like => Texts::Like(values.iter().map(|value| Glob::new(&value.bytes)).collect()),
+            Op::Is | Op::In => Texts::Is(values.iter().map(bytes).collect()),
+            Op::Like => Texts::Like(values.iter().map(|value| Glob::new(&bytes(value))).collect()),
             _ => return unfit("text"),
         };
         return Ok(Expr::Text(field, texts));

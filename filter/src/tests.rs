@@ -1,3 +1,5 @@
+use lcap_ffi::hsm_action::line::ActionLine;
+use lcap_ffi::hsm_action::{EventKind, EventSource, HsmActionEvent, RecordTime, StatusCode};
 use lcap_ffi::record::split_first;
 use lcap_ffi::{Fid, RecordType};
 use lcap_policy_sdk::RecordBuilder;
@@ -108,6 +110,63 @@ fn every_field_is_covered() {
     for (expression, record, want) in cases {
         assert_eq!(holds(expression, record), *want, "{expression}");
     }
+}
+
+#[test]
+fn events_of_hsm_actions_are_chosen_by_their_words() {
+    let line = |action: &str, status: &str| {
+        format!(
+            "lrh=[type=10680000 len=136 idx=1/2] fid=[0x1:0x2:0x0] dfid=[0x1:0x2:0x0] \
+             compound/cookie=0x0/0x5 action={action} archive#=3 flags=0x0 extent=0x0-0xff gid=0x0 \
+             datalen=0 status={status} data=[]"
+        )
+    };
+    let passes = |expression: &str, kind: EventKind, line: &str| {
+        let fields = ActionLine::parse(line.as_bytes()).unwrap().fields;
+        let event = HsmActionEvent {
+            index: lcap_ffi::RecordIndex::new(1),
+            prev: lcap_ffi::RecordIndex::ZERO,
+            time: RecordTime::new(1, 0),
+            created: RecordTime::new(1, 0),
+            kind,
+            source: EventSource::Actions,
+            last_status: if kind == EventKind::New {
+                StatusCode::UNKNOWN
+            } else {
+                StatusCode::STARTED
+            },
+            fields,
+            raw: Some(line.as_bytes()),
+            raw_is_cut: false,
+            is_snapshot: false,
+        };
+        let mut bytes = Vec::new();
+        event.pack(&mut bytes);
+        let filter: Filter = expression.parse().unwrap();
+        assert_eq!(filter.to_string().parse::<Filter>().unwrap(), filter, "{expression}");
+        filter.matches(&split_first(&bytes).unwrap().0, "lustre-MDT0001")
+    };
+    let (new, update, purged) = (EventKind::New, EventKind::Update, EventKind::Purged);
+    let cases = [
+        ("action = archive", new, "ARCHIVE", "WAITING", true),
+        ("action in (restore, REMOVE)", new, "ARCHIVE", "WAITING", false),
+        ("action ~ re*", new, "RESTORE", "WAITING", true),
+        ("action = shuffle and status = odd", new, "SHUFFLE", "ODD", true),
+        ("status = failed", update, "ARCHIVE", "FAILED", true),
+        ("status = failed", purged, "ARCHIVE", "FAILED", false),
+        ("status = purged and event_type = PURGED", purged, "ARCHIVE", "FAILED", true),
+        ("event_type != new", update, "ARCHIVE", "FAILED", true),
+        ("last_status = started", update, "ARCHIVE", "FAILED", true),
+        ("last_status", new, "ARCHIVE", "WAITING", false),
+        ("archive_id in (2-3)", new, "ARCHIVE", "WAITING", true),
+        ("archive_id > 3", new, "ARCHIVE", "WAITING", false),
+    ];
+    for (expression, kind, action, status, want) in cases {
+        assert_eq!(passes(expression, kind, &line(action, status)), want, "{expression}");
+    }
+    // A record of the changelog has none of these, whatever it is called.
+    let record = RecordBuilder::new(RecordType::HSM).target(fid(1)).name(b"ARCHIVE");
+    assert!(!holds("action or status or archive_id", &record));
 }
 
 #[test]

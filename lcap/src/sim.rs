@@ -1,5 +1,8 @@
 //! `lcap sim`: a directory of simulated changelog devices, for those who write consumers.
 //!
+//! With `--actions`, `<MDT>/hsm/actions` lists HSM actions that live their lives, as debugfs does on an
+//! MDS.
+//!
 //! `changelog-<MDT>` files behave as the kernel's devices were seen to: whole records only, the
 //! file position is a record index, follow mode by ioctl, `poll`, clear by write, EIO after an
 //! eviction. Being plain files to the kernel, they differ in what it decides itself: a position
@@ -12,6 +15,7 @@
 
 mod open_log;
 mod server;
+mod tree;
 
 use std::num::NonZeroU64;
 use std::os::fd::AsFd;
@@ -48,6 +52,12 @@ pub struct SimArgs {
     /// After so many records, one index is missing.
     #[arg(long)]
     pub gaps: Option<NonZeroU64>,
+    /// HSM actions in each MDT's list, at any time.
+    #[arg(long, value_name = "N")]
+    pub actions: Option<NonZeroU64>,
+    /// Of each so many seconds, the list is elsewhere for the last fifth, as in a failover.
+    #[arg(long, value_name = "SECONDS", requires = "actions")]
+    pub failover: Option<NonZeroU64>,
     /// How many changelog users are registered: cl1, cl2 and so on.
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub users: u32,
@@ -102,7 +112,8 @@ pub fn mount(args: &SimArgs) -> anyhow::Result<Simulation> {
         records: args.records,
         seed: args.seed,
         gaps: args.gaps,
-        ..SimOptions::default()
+        actions: args.actions,
+        failover: args.failover,
     };
     let users: Vec<u32> = (1..=args.users).collect();
     let mut mdts: Vec<(MdtName, Arc<SimMdt>)> = Vec::new();

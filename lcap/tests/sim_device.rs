@@ -20,6 +20,9 @@ use lcap::record::RecordArgs;
 use lcap::sim::SimArgs;
 use lcap_ffi::device::{FOLLOW, NID_BE, poll, poll_any, set_flags, set_nonblocking};
 use lcap_ffi::{MdtName, RecordIndex, record};
+use lcapd::actions::Journal;
+use lcapd::actions::place::ListPlace;
+use lcapd::actions::scan::scan;
 use lcapd::source::sim::{Generator, GeneratorOptions};
 use lcapd::source::{
     ChangelogSource, ClearError, MIN_READ_BYTES, ReadOutcome, SourceError, SourceUri, Upstream,
@@ -55,6 +58,8 @@ impl Sim {
             records: Some(3000),
             seed: 0,
             gaps: None,
+            actions: None,
+            failover: None,
             users: 2,
             scan_ms: 5,
             state: None,
@@ -493,4 +498,61 @@ fn blocking_can_be_changed_on_an_open_descriptor() {
     assert_eq!(indexes(&read_some(&mut file, 4096).unwrap()), [1, 2]);
     set_nonblocking(file.as_fd()).unwrap();
     assert_eq!(read_some(&mut file, 4096), Err(libc::EAGAIN));
+}
+
+#[test]
+fn lists_of_hsm_actions_are_files_that_come_and_go() {
+    let names = |dir: &Path| {
+        let mut names: Vec<_> = fs::read_dir(dir)
+            .unwrap()
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    };
+    let sim = Sim::mount(|args| args.actions = std::num::NonZeroU64::new(400));
+    assert_eq!(names(sim.dir.path()), ["changelog-lustre-MDT0000", "lustre-MDT0000"]);
+    let hsm = sim.dir.path().join("lustre-MDT0000/hsm");
+    assert_eq!(names(&hsm), ["actions"]);
+    let text = fs::read_to_string(hsm.join("actions")).unwrap();
+    assert_eq!(text.lines().count(), 400);
+    let line = |line: &str| lcap_ffi::hsm_action::line::ActionLine::parse(line.as_bytes()).is_ok();
+    assert!(text.lines().all(line), "{text}");
+    assert!(fs::write(hsm.join("actions"), "x").is_err());
+    // Whoever reads it in pieces reads one list.
+    let mut pieces = File::open(hsm.join("actions")).unwrap();
+    let mut last = [0; 1000];
+    let n = (0..).map(|_| pieces.read(&mut last).unwrap()).take_while(|n| *n > 0).sum::<usize>();
+    assert!(n >= 400 * 100 && text.len().abs_diff(n) < 2000, "{n}");
+    // lcapd reads it as it reads those of a kernel.
+    let place = ListPlace::of_pattern(&sim.dir.path().join("*-MDT????/hsm/actions"), &mdt());
+    let journal = tempfile::tempdir().unwrap();
+    let journal = Journal::open(journal.path(), 1_000_000).unwrap();
+    let list = place.open().unwrap().unwrap();
+    let found = scan(list, journal.writer(), lcapd::actions::poller::now()).unwrap();
+    assert_eq!((found.lines, found.bad_lines, journal.n_live()), (400, 0, 400));
+    // The device beside it is as ever.
+    assert!(File::open(sim.path()).unwrap().read(&mut [0; 4096]).unwrap() > 0);
+    drop(sim);
+
+    let sim = Sim::mount(|args| {
+        args.actions = std::num::NonZeroU64::new(4);
+        args.failover = std::num::NonZeroU64::new(1);
+    });
+    let path = sim.dir.path().join("lustre-MDT0000/hsm/actions");
+    let deadline = Instant::now() + PATIENCE;
+    let (mut here, mut away) = (false, false);
+    while !(here && away) {
+        assert!(Instant::now() < deadline);
+        match fs::read_to_string(&path) {
+            Ok(text) => {
+                assert_eq!(text.lines().count(), 4);
+                here = true;
+            }
+            Err(error) => {
+                assert_eq!(error.kind(), io::ErrorKind::NotFound);
+                away = true;
+            }
+        }
+    }
 }

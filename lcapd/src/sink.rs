@@ -18,12 +18,14 @@ pub mod feed;
 pub mod grid;
 mod hsm;
 pub mod mirror;
+mod old_news;
 pub mod schema;
+mod stats;
 pub mod target;
 pub mod token;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
@@ -43,6 +45,7 @@ use feed::{Feed, Item, Mark};
 use grid::Grid;
 use hsm::HsmWriter;
 pub use hsm::{LiveState, ReadSnapshot, Snapshot};
+pub use stats::SinkStats;
 use target::{Commands, Link, TargetError};
 use token::{Batch, Sent, Token};
 
@@ -96,8 +99,8 @@ trait Writer: Send {
         Ok(())
     }
 
-    /// Looks at what Redis has; nothing is on its way.
-    fn open(&mut self, link: &mut Link, token: Option<&Token>) -> Result<(), TargetError>;
+    /// Looks at what Redis has; nothing is on its way. The stream is ours since `claim_ms`.
+    fn open(&mut self, link: &mut Link, claim_ms: u64) -> Result<(), TargetError>;
 
     /// Adds what is to be written for an item.
     fn write(&mut self, item: Item<'_>, commands: &mut Commands) -> Shipped;
@@ -119,21 +122,6 @@ trait Writer: Send {
         upto: RecordIndex,
         commands: &mut Commands,
     ) -> Result<(), TargetError>;
-}
-
-/// Figures of one sink on one MDT, for others to read at any time.
-#[derive(Debug, Default)]
-pub struct SinkStats {
-    /// Entries that Redis has confirmed.
-    pub entries: AtomicU64,
-    /// Transactions.
-    pub batches: AtomicU64,
-    /// Connections that were lost or could not be made.
-    pub failures: AtomicU64,
-    /// There is a connection, and no error since.
-    pub connected: AtomicBool,
-    /// Another lcapd has the MDT.
-    pub fenced: AtomicBool,
 }
 
 /// Why serving ended.
@@ -159,6 +147,8 @@ pub struct Sink {
     flying: Option<Mark>,
     /// Redis has everything before this.
     settled: Mark,
+    /// The stream's `low` there, and the MDT's history.
+    settled_low: (RecordIndex, u16),
     /// What the token says in Redis, or will say.
     token: Token,
     /// Redis had these when the connection was made.
@@ -209,6 +199,7 @@ impl Sink {
     pub fn new(config: &Arc<SinkConfig>, parts: Parts) -> Self {
         let Parts { place, mdt, pipeline, owner, state, .. } = parts;
         let key = format!("{}:{mdt}", config.prefix);
+        let (low, generation) = (pipeline.low(), pipeline.generation());
         let writer: Box<dyn Writer> = match &config.kind {
             SinkKind::Changelog(options) => Box::new(ChangelogWriter::new(key, &mdt, options)),
             SinkKind::Hsm(options) => Box::new(HsmWriter::new(key, &mdt, &owner, options, state)),
@@ -216,12 +207,7 @@ impl Sink {
         Self {
             token_key: format!("lcap:sink:{}:{mdt}", config.prefix),
             grid: Grid::new(config.burst),
-            token: Token {
-                owner,
-                claim: 0,
-                index: pipeline.low(),
-                generation: pipeline.generation(),
-            },
+            token: Token { owner, claim: 0, index: low, generation },
             skip_upto: RecordIndex::ZERO,
             wait_for: None,
             config: Arc::clone(config),
@@ -233,6 +219,7 @@ impl Sink {
             batch: Batch::default(),
             flying: None,
             settled: Mark::default(),
+            settled_low: (low, generation),
             stats: parts.stats,
             outcomes: parts.outcomes,
             engine: parts.engine,
@@ -341,15 +328,19 @@ impl Sink {
         token: Option<&Token>,
         claim: Claim,
     ) -> Result<Option<Raced>, Trouble> {
-        self.writer.open(link, token)?;
         self.token.claim = match claim {
             Claim::Take(since) => since,
             _ => token.map_or(0, |token| token.claim),
         };
+        self.writer.open(link, self.token.claim)?;
         // What another lcapd says of its own indexes means nothing here.
         let same = token.filter(|_| claim == Claim::Ours);
         let same = same.filter(|token| token.generation == self.token.generation);
         self.skip_upto = same.map_or(RecordIndex::ZERO, |token| token.index);
+        let (settled, generation) = self.settled_low;
+        if generation == self.token.generation {
+            self.token.index = settled; // what was sent beyond it may not have been carried out
+        }
         self.token.index = self.token.index.max(self.skip_upto);
         self.send(link)?;
         match self.finish(link)? {
@@ -485,6 +476,7 @@ impl Sink {
         }
         self.settled = mark;
         if let Some((upto, generation)) = self.feed.low_at(mark) {
+            self.settled_low = (upto, generation);
             let (place, sink) = (self.place, Arc::clone(&self.config));
             let _ = self.outcomes.send(Outcome::SinkSettled { place, sink, upto, generation });
             self.engine.wake();

@@ -44,7 +44,7 @@ use crate::publisher::{self, Publisher, Topic};
 use crate::reader::{Reader, ReaderStats, chain};
 use crate::server::{self, CatchUps, MdtEnd, Outcome, Server, WorkerEnd};
 
-use crate::sink::{self, LiveState, Sink};
+use crate::sink::{self, LiveState, Sink, SinkStats};
 use crate::source::Upstream;
 use crate::store::{Change, Store};
 use crate::taps::Taps;
@@ -461,6 +461,11 @@ impl Daemon {
                 let follower = follower(mdt, from, from > RecordIndex::new(1), &waker);
                 let policies = Arc::clone(&policies[sink.stream]);
                 let (joint, version) = policies.joint_for(&mdt.name)?;
+                let stats = Arc::<SinkStats>::default();
+                let (shown, name) = (Arc::clone(&stats), mdt.name.clone());
+                let (stream, reader) =
+                    (config.streams[sink.stream].name.clone(), sink.reader.clone());
+                metrics.register(move |samples| shown.put(&stream, &reader, &name, samples));
                 let parts = sink::Parts {
                     place: (sink.stream, at),
                     mdt: mdt.name.clone(),
@@ -468,7 +473,7 @@ impl Daemon {
                         .keeping_up_with(policies, version, &mdt.name),
                     owner: owner.clone(),
                     state: hsm.presence_of(&mdt.name),
-                    stats: Arc::default(),
+                    stats,
                     outcomes: outcomes.clone(),
                     engine: engine_waker.clone(),
                     waker: waker.clone(),

@@ -1,5 +1,5 @@
-//! lcap-sink-campaign: HSM actions into Redis while lcapd, Redis and a viewer are killed at random.
-//! Exit code 0 if Redis shows at the end what the lists of actions say.
+//! lcap-sink-campaign: HSM actions into Redis while two lcapds, Redis and a viewer are killed at random.
+//! Exit code 0 if Redis shows at the end what the lists of actions say, and every action was new once.
 #![forbid(unsafe_code)]
 
 use std::process::ExitCode;
@@ -23,7 +23,7 @@ struct Args {
 fn main() -> ExitCode {
     let args = Args::parse();
     let report = run(Duration::from_secs(args.seconds), args.seed);
-    println!("hits {:?}, {} entries in Redis", report.hits, report.entries);
+    println!("hits {:?}, {} entries, {} of them new", report.hits, report.entries, report.new);
     for problem in &report.problems {
         println!("{problem}");
     }

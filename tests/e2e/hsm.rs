@@ -161,7 +161,7 @@ fn a_state_comes_first_and_what_changes_after_it_without_a_gap() {
 }
 
 #[test]
-fn a_client_may_choose_by_file() {
+fn a_client_may_choose_by_file_action_and_status() {
     let (daemon, lists, _dir) = start("");
     let mut some = follow(
         daemon
@@ -170,6 +170,25 @@ fn a_client_may_choose_by_file() {
     );
     lists.write(MDT, &(1..=5).map(|rec| line(rec, rec.into(), "WAITING")).collect::<String>());
     assert_eq!(nexts(&mut some, 2), ["NEW 2 2 WAITING UNKNOWN", "NEW 4 4 WAITING UNKNOWN"]);
+
+    let failures = "action = archive and (status = failed or event_type = purged)";
+    let mut failed = follow(daemon.client(MDT, "hsm").filter(Some(failures)).from(6));
+    let list = |status| line(1, 1, "STARTED") + &line(2, 2, status);
+    lists.write(MDT, &list("FAILED"));
+    let purges = ["PURGED 3 3 WAITING WAITING", "PURGED 4 4 WAITING WAITING"];
+    let rest = ["PURGED 5 5 WAITING WAITING"];
+    let mut seen = nexts(&mut failed, 4);
+    seen.sort();
+    assert_eq!(seen, [&purges[..], &rest, &["UPDATE 2 2 FAILED WAITING"]].concat());
+    // What goes without having failed is told, too: its status is PURGED.
+    lists.write(MDT, &list("SUCCEED"));
+    lists.write(MDT, "");
+    let mut seen = nexts(&mut failed, 2);
+    seen.sort();
+    assert!(
+        seen[0].starts_with("PURGED 1 1 STARTED") && seen[1].starts_with("PURGED 2 2 "),
+        "{seen:?}"
+    );
 }
 
 #[test]

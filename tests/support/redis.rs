@@ -165,7 +165,19 @@ impl RedisServer {
 /// # Panics
 /// If Redis does not answer as it should.
 pub fn entries(link: &mut Link, key: &str) -> Vec<StreamEntry> {
-    let answer = link.call(&[b"XRANGE", key.as_bytes(), b"-", b"+"]).expect("an answer");
+    range(link, key, "-").expect("an answer")
+}
+
+/// Entries of a stream after one of them, if Redis answers.
+///
+/// # Panics
+/// If Redis does not answer as it should.
+pub fn entries_after(link: &mut Link, key: &str, last: &str) -> Option<Vec<StreamEntry>> {
+    range(link, key, &format!("({last}"))
+}
+
+fn range(link: &mut Link, key: &str, from: &str) -> Option<Vec<StreamEntry>> {
+    let answer = link.call(&[b"XRANGE", key.as_bytes(), from.as_bytes(), b"+"]).ok()?;
     let parse = |entry| {
         let [id, fields] = as_list(entry)? else { return None };
         let fields = as_list(fields)?
@@ -175,7 +187,7 @@ pub fn entries(link: &mut Link, key: &str) -> Vec<StreamEntry> {
         Some(StreamEntry { id: as_text(id)?.to_owned(), fields })
     };
     let list = as_list(&answer).expect("a list");
-    list.iter().map(|entry| parse(entry).expect("an entry")).collect()
+    Some(list.iter().map(|entry| parse(entry).expect("an entry")).collect())
 }
 
 impl Drop for RedisServer {

@@ -5,7 +5,7 @@
 #![forbid(unsafe_code)]
 
 use std::collections::HashMap;
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::Path;
 use std::sync::Arc;
@@ -13,11 +13,12 @@ use std::time::{Duration, Instant};
 
 use lcap_ffi::MdtName;
 use lcap_ffi::device::{poll_any, read_spare};
-use lcap_ffi::fuse::{self, Attr, InHeader, Mount, OutHeader, ROOT_NODE, opcode};
-use lcapd::source::sim::SimMdt;
+use lcap_ffi::fuse::{self, Attr, InHeader, Mount, OutHeader, opcode};
+use lcapd::source::sim::{SimActions, SimMdt};
 use zerocopy::{Immutable, IntoBytes};
 
 use super::open_log::{Answer, Events, OpenLog, ServedMdt};
+use super::tree::{Node, Tree};
 
 /// `OBD_IOC_CHLG_SET_FLAGS`.
 const IOC_SET_FLAGS: u32 = 0x8008_66e9;
@@ -30,11 +31,12 @@ const MAX_PAGES: u16 = 256;
 /// How long the kernel may believe what it was told: nothing ever changes.
 const VALID_SECONDS: u64 = 3600;
 
-/// A file of the directory.
+/// An MDT.
 #[derive(Debug)]
 struct Entry {
-    name: String,
     served: Arc<ServedMdt>,
+    /// Its list of HSM actions.
+    list: Option<SimActions>,
 }
 
 /// A read that waits for a record.
@@ -51,9 +53,11 @@ struct Waiting {
 pub(super) struct Server {
     mount: Mount,
     scan: Duration,
-    /// By node id, from [`ROOT_NODE`] + 1 on.
+    tree: Tree,
     entries: Vec<Entry>,
     open: HashMap<u64, OpenLog>,
+    /// Lists, as they were when they were opened.
+    texts: HashMap<u64, Vec<u8>>,
     last_fh: u64,
     waiting: Vec<Waiting>,
     /// Files that somebody polls, with the kernel's name for that.
@@ -69,15 +73,20 @@ impl Server {
         mdts: Vec<(MdtName, Arc<SimMdt>)>,
         scan: Duration,
     ) -> io::Result<Self> {
-        let entry = |(name, mdt)| Entry {
-            name: format!("changelog-{name}"),
-            served: Arc::new(ServedMdt::new(mdt)),
+        let names = mdts.iter().map(|(name, _)| name.to_string()).collect();
+        let entry = |(name, mdt): (MdtName, Arc<SimMdt>)| {
+            let list = mdt.options().actions(&name);
+            Entry { served: Arc::new(ServedMdt::new(mdt)), list }
         };
+        let entries: Vec<Entry> = mdts.into_iter().map(entry).collect();
+        let has_lists = entries.iter().any(|entry| entry.list.is_some());
         Ok(Self {
             mount: Mount::new(dir)?,
             scan,
-            entries: mdts.into_iter().map(entry).collect(),
+            tree: Tree::new(names, has_lists),
+            entries,
             open: HashMap::new(),
+            texts: HashMap::new(),
             last_fh: 0,
             waiting: Vec::new(),
             polled: HashMap::new(),
@@ -136,38 +145,53 @@ impl Server {
             }
             opcode::LOOKUP => {
                 let name = body.split(|&b| b == 0).next().unwrap_or_default();
-                let found = self.entries.iter().position(|e| e.name.as_bytes() == name);
-                let Some(at) = found.filter(|_| header.nodeid == ROOT_NODE) else {
+                let children = self.tree.node(header.nodeid).map(|node| self.tree.children(node));
+                let mut children = children.unwrap_or_default().into_iter();
+                let found = children.find(|(child, _)| child.as_bytes() == name);
+                let Some((_, node)) = found.filter(|(_, node)| self.is_here(*node)) else {
                     return Ok(Err(Errno(libc::ENOENT)));
                 };
-                let nodeid = ROOT_NODE + 1 + at as u64;
+                let nodeid = self.tree.id(node);
+                // A list may be elsewhere the next time.
+                let valid = if matches!(node, Node::Actions(_)) { 0 } else { VALID_SECONDS };
                 let out = fuse::EntryOut {
                     nodeid,
-                    entry_valid: VALID_SECONDS,
-                    attr_valid: VALID_SECONDS,
-                    attr: attributes(nodeid),
+                    entry_valid: valid,
+                    attr_valid: valid,
+                    attr: attributes(nodeid, node),
                     ..Default::default()
                 };
                 self.reply_with(header, &out)
             }
             // A device has no size to be changed: `> file` in a shell does no harm.
             opcode::GETATTR | opcode::SETATTR => {
-                let attr = attributes(header.nodeid);
+                let Some(node) = self.tree.node(header.nodeid) else {
+                    return Ok(Err(Errno(libc::ENOENT)));
+                };
+                let attr = attributes(header.nodeid, node);
                 let out = fuse::AttrOut { attr_valid: VALID_SECONDS, attr, ..Default::default() };
                 self.reply_with(header, &out)
             }
             opcode::OPENDIR => self.reply_with(header, &fuse::OpenOut::default()),
             opcode::READDIR => match fuse::take::<fuse::ReadIn>(body) {
-                Some((read, _)) => self.reply_bytes(header, &self.listing(&read)),
+                Some((read, _)) => self.reply_bytes(header, &self.listing(header.nodeid, &read)),
                 None => malformed,
             },
             opcode::OPEN => {
-                let Some(entry) = self.entry(header.nodeid) else {
-                    return Ok(Err(Errno(libc::ENOENT)));
-                };
-                let log = OpenLog::new(Arc::clone(&entry.served), self.scan);
                 self.last_fh += 1;
-                self.open.insert(self.last_fh, log);
+                if let Some(Node::Actions(mdt)) = self.tree.node(header.nodeid) {
+                    let list = self.entries.get(mdt).and_then(|entry| entry.list.as_ref()?.open());
+                    let Some(mut list) = list else { return Ok(Err(Errno(libc::ENOENT))) };
+                    let mut text = Vec::new();
+                    list.read_to_end(&mut text)?;
+                    self.texts.insert(self.last_fh, text);
+                } else {
+                    let Some(entry) = self.entry(header.nodeid) else {
+                        return Ok(Err(Errno(libc::ENOENT)));
+                    };
+                    let log = OpenLog::new(Arc::clone(&entry.served), self.scan);
+                    self.open.insert(self.last_fh, log);
+                }
                 let out = fuse::OpenOut {
                     fh: self.last_fh,
                     flags: fuse::OPEN_DIRECT_IO,
@@ -194,6 +218,7 @@ impl Server {
             opcode::RELEASE => {
                 if let Some((release, _)) = fuse::take::<fuse::ReleaseIn>(body) {
                     self.open.remove(&release.fh);
+                    self.texts.remove(&release.fh);
                     self.polled.remove(&release.fh);
                 }
                 self.reply_bytes(header, &[])
@@ -219,12 +244,28 @@ impl Server {
         }
     }
 
+    /// The MDT of a device.
     fn entry(&self, nodeid: u64) -> Option<&Entry> {
-        let at = usize::try_from(nodeid.checked_sub(ROOT_NODE + 1)?).ok()?;
-        self.entries.get(at)
+        match self.tree.node(nodeid)? {
+            Node::Device(mdt) => self.entries.get(mdt),
+            _ => None,
+        }
+    }
+
+    /// A list is not always here.
+    fn is_here(&self, node: Node) -> bool {
+        let Node::Actions(mdt) = node else { return true };
+        self.entries
+            .get(mdt)
+            .is_some_and(|entry| entry.list.as_ref().is_some_and(SimActions::is_here))
     }
 
     fn read(&mut self, header: &InHeader, read: &fuse::ReadIn) -> io::Result<Result<(), Errno>> {
+        if let Some(text) = self.texts.get(&read.fh) {
+            let from = usize::try_from(read.offset).unwrap_or(usize::MAX).min(text.len());
+            let end = from.saturating_add(read.size as usize).min(text.len());
+            return self.reply_bytes(header, &text[from..end]);
+        }
         let Some(log) = self.open.get_mut(&read.fh) else { return Ok(Err(Errno(libc::EBADF))) };
         let nonblocking = read.flags & libc::O_NONBLOCK.cast_unsigned() != 0;
         let size = read.size as usize;
@@ -327,14 +368,16 @@ impl Server {
     }
 
     /// `.`, `..` and the files, from the given place on, as many as fit.
-    fn listing(&self, read: &fuse::ReadIn) -> Vec<u8> {
-        let files = self.entries.iter().zip(ROOT_NODE + 1..);
-        let all = [(".", ROOT_NODE), ("..", ROOT_NODE)]
-            .into_iter()
-            .chain(files.map(|(entry, nodeid)| (entry.name.as_str(), nodeid)));
+    fn listing(&self, nodeid: u64, read: &fuse::ReadIn) -> Vec<u8> {
+        let Some(directory) = self.tree.node(nodeid) else { return Vec::new() };
+        let files = self.tree.children(directory);
+        let files = files.into_iter().filter(|(_, node)| self.is_here(*node));
+        // The kernel knows better what `..` is.
+        let dots = [".", ".."].map(|name| (name.to_owned(), directory));
+        let all = dots.into_iter().chain(files);
         let mut out = Vec::new();
-        for ((name, ino), off) in all.zip(1_u64..).filter(|(_, off)| *off > read.offset) {
-            let kind = mode(ino) >> 12;
+        for ((name, node), off) in all.zip(1_u64..).filter(|(_, off)| *off > read.offset) {
+            let (ino, kind) = (self.tree.id(node), mode(node) >> 12);
             let namelen = u32::try_from(name.len()).unwrap_or(0);
             let size = (size_of::<fuse::Dirent>() + name.len()).next_multiple_of(8);
             if out.len() + size > read.size as usize {
@@ -389,11 +432,15 @@ fn bits(events: Events) -> u32 {
 }
 
 /// Root's alone, as devtmpfs makes the devices.
-fn mode(nodeid: u64) -> u32 {
-    if nodeid == ROOT_NODE { libc::S_IFDIR | 0o755 } else { libc::S_IFREG | 0o600 }
+fn mode(node: Node) -> u32 {
+    match node {
+        _ if node.is_directory() => libc::S_IFDIR | 0o755,
+        Node::Actions(_) => libc::S_IFREG | 0o400,
+        _ => libc::S_IFREG | 0o600,
+    }
 }
 
-fn attributes(nodeid: u64) -> Attr {
-    let nlink = if nodeid == ROOT_NODE { 2 } else { 1 };
-    Attr { ino: nodeid, mode: mode(nodeid), nlink, blksize: 4096, ..Default::default() }
+fn attributes(nodeid: u64, node: Node) -> Attr {
+    let nlink = if node.is_directory() { 2 } else { 1 };
+    Attr { ino: nodeid, mode: mode(node), nlink, blksize: 4096, ..Default::default() }
 }

@@ -142,10 +142,10 @@ impl Poller {
         self.stats.live.store(self.journal.n_live() as u64, Ordering::Relaxed);
         while !self.stop.load(Ordering::Relaxed) {
             let was_due = self.due.take();
-            let started = Instant::now();
+            let (started, began_ms) = (Instant::now(), unix_ms());
             let now_state = self.read();
             let took = started.elapsed();
-            self.tell(&state, &now_state);
+            self.tell(&state, &now_state, began_ms);
             let spacing = SPACING.min(self.audit_interval);
             let rest = (took * SHARE).min(self.audit_interval);
             let not_before = Instant::now() + spacing.max(rest);
@@ -213,14 +213,15 @@ impl Poller {
         }
     }
 
-    /// Once per change of state.
-    fn tell(&self, before: &State, now: &State) {
+    /// Once per change of state. The reading that found it began at `began_ms`.
+    fn tell(&self, before: &State, now: &State, began_ms: u64) {
         let trouble = if let State::Trouble(why) = now { Some(why.clone()) } else { None };
         *self.stats.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
         if std::mem::discriminant(before) == std::mem::discriminant(now) {
             return;
         }
-        let here_since = if *now == State::Here { unix_ms() } else { 0 };
+        // No event that is noticed here is older than that.
+        let here_since = if *now == State::Here { began_ms } else { 0 };
         self.stats.here_since_ms.store(here_since, Ordering::Release);
         let (mdt, place) = (&self.mdt, &self.place);
         match now {

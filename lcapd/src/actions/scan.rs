@@ -9,7 +9,7 @@
 //! | another request in a slot | PURGED, NEW |
 //! | a slot that is gone | PURGED, at the end |
 //!
-//! A line that cannot be parsed is counted. If it tells its slot at least, what was there stays
+//! A line that cannot be parsed, or does not say what is asked for, is counted. If it tells its slot at least, what was there stays
 //! there. If it does not, it may be any line, so nothing is purged that the next reading does not
 //! miss, too. And if there are more of those than others, the text is no list of actions and nothing
 //! is purged at all.
@@ -109,7 +109,7 @@ impl Scan<'_> {
             };
             if n == 0 {
                 if have > 0 && !overlong {
-                    self.line(&chunk[..have])?; // without a newline: as far as it goes
+                    self.line(&chunk[..have], false)?;
                 }
                 return Ok(());
             }
@@ -117,7 +117,7 @@ impl Scan<'_> {
             let mut from = 0;
             while let Some(at) = memchr(&chunk[from..end]) {
                 if !std::mem::take(&mut overlong) {
-                    self.line(&chunk[from..from + at])?;
+                    self.line(&chunk[from..from + at], true)?;
                 }
                 from += at + 1;
             }
@@ -134,7 +134,8 @@ impl Scan<'_> {
         }
     }
 
-    fn line(&mut self, line: &[u8]) -> Result<(), ScanError> {
+    /// A line; without its end it may be half of one.
+    fn line(&mut self, line: &[u8], has_end: bool) -> Result<(), ScanError> {
         let line = line.trim_ascii();
         if line.is_empty() {
             return Ok(());
@@ -154,7 +155,12 @@ impl Scan<'_> {
                 return Ok(());
             }
         }
-        let Ok(parsed) = ActionLine::parse(line) else {
+        let parsed = ActionLine::parse(line).ok().filter(|parsed| {
+            let fields = &parsed.fields;
+            let is_known = fields.action.0 != 0 && fields.status.0 != 0;
+            if has_end { !parsed.action.is_empty() } else { is_known }
+        });
+        let Some(parsed) = parsed else {
             self.found.bad_lines += 1;
             if let Some(position) = position {
                 self.writer.live_mut().entries_mut()[position].see();

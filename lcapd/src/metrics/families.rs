@@ -78,6 +78,12 @@ families! {
     Gauge READER_SESSIONS = "lcap_reader_sessions" ["stream", "reader"] "Open sessions of the reader.";
     Gauge READER_IDLE = "lcap_reader_idle_seconds" ["stream", "reader"] "Time since the reader was heard of; 0 while it is connected.";
 
+    Counter SINK_ENTRIES = "lcap_sink_entries_total" ["stream", "sink", "mdt"] "Entries that Redis has confirmed.";
+    Counter SINK_BATCHES = "lcap_sink_batches_total" ["stream", "sink", "mdt"] "Transactions that Redis has carried out.";
+    Counter SINK_FAILURES = "lcap_sink_failures_total" ["stream", "sink", "mdt"] "Times that the sink was interrupted: no connection, a refusal, a failed source.";
+    Gauge SINK_CONNECTED = "lcap_sink_connected" ["stream", "sink", "mdt"] "1 while the sink is connected and works.";
+    Gauge SINK_FENCED = "lcap_sink_fenced" ["stream", "sink", "mdt"] "1 while another lcapd has the MDT and writes its stream.";
+
     Counter REQUESTS = "lcap_requests_total" [] "Requests of clients.";
     Counter REFUSED = "lcap_requests_refused_total" ["reason"] "Requests and connections refused.";
 

@@ -141,7 +141,7 @@ impl Writer for ChangelogWriter {
         Claim::Ours
     }
 
-    fn open(&mut self, link: &mut Link, _: Option<&Token>) -> Result<(), TargetError> {
+    fn open(&mut self, link: &mut Link, _: u64) -> Result<(), TargetError> {
         for group in &self.options.groups {
             let create = [b"XGROUP".as_slice(), b"CREATE", self.key.as_bytes(), group.as_bytes()];
             match link.call(&[&create[..], &[b"0", b"MKSTREAM"]].concat()) {

@@ -21,6 +21,7 @@ use tracing::{info, warn};
 use super::config::HsmOptions;
 use super::feed::Item;
 use super::mirror::{EntryId, Mirror, Sending};
+use super::old_news::OldNews;
 use super::schema::{Digest, Entry, Schema, Summary, as_update};
 use super::target::{Commands, Link, TargetError, as_bytes, as_list, as_number, as_text};
 use super::token::Token;
@@ -111,6 +112,10 @@ pub(super) struct HsmWriter {
     planned: Vec<Sending>,
     flying: Vec<Sending>,
     todo: Todo,
+    old_news: OldNews,
+    /// Redis's clock is ahead of ours by so many milliseconds. Claims are in its time, which is the
+    /// same for all servers.
+    ahead_ms: i64,
     next_audit: Option<Instant>,
     audit: Option<Audit>,
     next_trim: Instant,
@@ -136,6 +141,8 @@ impl HsmWriter {
             planned: Vec::new(),
             flying: Vec::new(),
             todo: Todo::default(),
+            old_news: OldNews::default(),
+            ahead_ms: 0,
             next_audit: None,
             audit: None,
             next_trim: Instant::now(),
@@ -179,8 +186,7 @@ impl HsmWriter {
                 return Shipped::Later;
             }
             // An update of what the stream does not show is new to its readers.
-            None if event.is_snapshot => EventKind::New,
-            None => event.kind,
+            None => EventKind::New,
         };
         self.schema.write(event, kind, &mut self.data);
         self.xadd(slot, Some(summary), commands);
@@ -219,6 +225,7 @@ impl HsmWriter {
                 let summary = entry.summary();
                 let slot = entry.slot().or_else(|| self.mirror.slot_of_key(summary.key));
                 let Some(slot) = slot else { continue };
+                self.old_news.note(summary.key, entry.is_purge());
                 if entry.is_purge() {
                     self.mirror.apply(slot, id, None);
                     purged.insert(summary.key);
@@ -361,6 +368,7 @@ impl HsmWriter {
             self.audit = Some(audit);
             return;
         }
+        self.old_news.settle();
         let orphans = self.mirror.iter().filter(|(slot, _)| !audit.known.contains(slot));
         let orphans: Vec<(Slot, EntryId)> = orphans.map(|(slot, live)| (slot, live.id)).collect();
         if audit.missing > 0 || !orphans.is_empty() {
@@ -378,7 +386,8 @@ impl HsmWriter {
     fn trim(&mut self, link: &mut Link, commands: &mut Commands) -> Result<(), TargetError> {
         let key = self.key.clone();
         let retain = u64::try_from(self.options.retain.as_millis()).unwrap_or(u64::MAX);
-        let aged = EntryId { ms: now_ms().saturating_sub(retain), seq: 0 };
+        let now = now_ms().saturating_add_signed(self.ahead_ms);
+        let aged = EntryId { ms: now.saturating_sub(retain), seq: 0 };
         let oldest = self.mirror.oldest().next().map_or(self.last_id.next(), |(id, _)| id);
         let upto = oldest.min(aged).to_string();
         let trim = [b"XTRIM".as_slice(), key.as_bytes(), b"MINID", b"~", upto.as_bytes()];
@@ -403,8 +412,20 @@ impl HsmWriter {
         Ok(())
     }
 
+    /// The original's tools hang if there is no stream at all. An empty one is made by a group.
+    fn make_stream(&self, link: &mut Link) -> Result<(), TargetError> {
+        let key = self.key.as_bytes();
+        if as_text(&link.call(&[b"TYPE", key])?) == Some("none") {
+            link.call(&[b"XGROUP", b"CREATE", key, b"lcap-init", b"$", b"MKSTREAM"])?;
+            link.call(&[b"XGROUP", b"DESTROY", key, b"lcap-init"])?;
+        }
+        Ok(())
+    }
+
+    /// In Redis's time.
     fn present_since(&self) -> Option<u64> {
-        self.state.as_ref().map_or(Some(0), |state| state.present_since())
+        let since = self.state.as_ref().map_or(Some(0), |state| state.present_since());
+        since.map(|since| since.saturating_add_signed(self.ahead_ms))
     }
 
     /// The comparison that is due, if the stream is where it speaks of.
@@ -446,22 +467,23 @@ impl Writer for HsmWriter {
         }
     }
 
-    /// The original's tools hang if there is no stream at all. An empty one is made by a group.
     fn prepare(&mut self, link: &mut Link) -> Result<(), TargetError> {
-        let key = self.key.as_bytes();
-        if as_text(&link.call(&[b"TYPE", key])?) == Some("none") {
-            link.call(&[b"XGROUP", b"CREATE", key, b"lcap-init", b"$", b"MKSTREAM"])?;
-            link.call(&[b"XGROUP", b"DESTROY", key, b"lcap-init"])?;
-        }
-        Ok(())
+        let time = link.call(&[b"TIME"])?;
+        let [seconds, microseconds] = as_list(&time).unwrap_or_default() else {
+            return Err(TargetError::Answer("TIME"));
+        };
+        let number = |value| as_number(value).ok_or(TargetError::Answer("TIME"));
+        let redis_ms = number(seconds)? * 1000 + number(microseconds)? / 1000;
+        self.ahead_ms = redis_ms.cast_signed().saturating_sub(now_ms().cast_signed());
+        self.make_stream(link)
     }
-
-    fn open(&mut self, link: &mut Link, _: Option<&Token>) -> Result<(), TargetError> {
+    fn open(&mut self, link: &mut Link, claim_ms: u64) -> Result<(), TargetError> {
+        self.old_news.claim(claim_ms);
         self.todo.purge.clear(); // the comparison finds them again
         self.audit = None;
         self.next_audit = Some(Instant::now());
         self.next_trim = Instant::now();
-        self.prepare(link)?; // somebody may have deleted it since
+        self.make_stream(link)?; // somebody may have deleted it since
         let info = link.call(&[b"XINFO", b"STREAM", self.key.as_bytes()])?;
         // A Redis that has less than it had was restarted without, or with older, data.
         let newest = field(&info, "last-generated-id").and_then(as_text);
@@ -473,6 +495,7 @@ impl Writer for HsmWriter {
             }
             (self.mirror, self.last_id) = (Mirror::default(), EntryId::default());
             self.todo.again.clear();
+            self.old_news.settle();
         }
         self.read_stream(link)
     }
@@ -488,7 +511,16 @@ impl Writer for HsmWriter {
         }
         let Ok((record, _)) = split_first(bytes) else { return Shipped::Nothing };
         match HsmActionEvent::parse(&record) {
-            Ok(event) if !event.is_snapshot => self.event(&event, commands),
+            Ok(event) if !event.is_snapshot => {
+                if self.old_news.has(event.time, self.ahead_ms) {
+                    let (key, slot) = (self.schema.summary(&event).key, event.fields.slot);
+                    let is_shown = self.mirror.get(slot).is_some();
+                    if !self.old_news.is_news(slot, key, is_shown) {
+                        return Shipped::Nothing;
+                    }
+                }
+                self.event(&event, commands)
+            }
             _ => Shipped::Nothing,
         }
     }

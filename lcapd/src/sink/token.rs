@@ -17,7 +17,7 @@ use super::target::{Commands, Link, TargetError, as_list, as_number, as_text};
 pub struct Token {
     /// The lcapd.
     pub owner: String,
-    /// Since when it has seen the MDT, in milliseconds of its wall clock: the later one is right.
+    /// Since when it has seen the MDT, in milliseconds of Redis's clock: the later one is right.
     pub claim: u64,
     /// Everything up to here of its stream is in Redis.
     pub index: RecordIndex,

@@ -102,6 +102,11 @@ impl SimMdt {
         Ok(Self { options, generator, memory, n_read: 0.into() })
     }
 
+    /// What it was told.
+    pub fn options(&self) -> &SimOptions {
+        &self.options
+    }
+
     /// A generator at the first record that exists with an index of at least `from`.
     pub fn generator_at(&self, from: RecordIndex) -> Generator {
         let mut generator = Generator::new(self.generator);

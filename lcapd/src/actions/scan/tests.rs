@@ -149,8 +149,13 @@ fn is_told_once(table: &mut Table, list: &str) {
 fn lines_that_are_not_understood_purge_nothing() {
     let both = line(1, 7, "STARTED") + &line(2, 8, "STARTED");
     let half = &line(2, 8, "SUCCEED")[..30];
-    let cases: [(&str, String, u64); 6] = [
+    let cut = |at: &str| line(1, 7, "STARTED") + line(2, 8, "SUCCEED").split(at).next().unwrap();
+    let cases: [(&str, String, u64); 10] = [
         ("half a line", line(1, 7, "STARTED") + half, 1),
+        ("half a line without its action", cut(" action="), 1),
+        ("half a line without its status", cut(" status="), 1),
+        ("half a status", cut("CEED data="), 1),
+        ("a line without an action", both.replacen(" action=ARCHIVE", "", 1), 1),
         ("a word of a later Lustre", "version=2\n".to_owned() + &both, 1),
         (
             "a known slot without a FID",

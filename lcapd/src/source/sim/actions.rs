@@ -46,6 +46,18 @@ impl SimActions {
         Self { n_live, seed, mdt_index: mdt.mdt_index().into(), failover, began }
     }
 
+    /// The MDT is not elsewhere now.
+    pub fn is_here(&self) -> bool {
+        self.is_here_at(self.began.elapsed().unwrap_or_default())
+    }
+
+    fn is_here_at(&self, elapsed: Duration) -> bool {
+        self.failover.is_none_or(|period| {
+            let period = period.as_nanos().max(5);
+            elapsed.as_nanos() % period < period / 5 * 4
+        })
+    }
+
     /// The list as it is now; `None` while the MDT is elsewhere.
     pub fn open(&self) -> Option<SimList> {
         self.at(self.began.elapsed().unwrap_or_default())
@@ -53,11 +65,7 @@ impl SimActions {
 
     /// The list as it is so long after the beginning.
     pub fn at(&self, elapsed: Duration) -> Option<SimList> {
-        let away = self.failover.is_some_and(|period| {
-            let period = period.as_nanos().max(5);
-            elapsed.as_nanos() % period >= period / 5 * 4
-        });
-        if away {
+        if !self.is_here_at(elapsed) {
             return None;
         }
         let gone = u128::from(self.n_live) * elapsed.as_nanos() / LIFE.as_nanos();
