@@ -52,7 +52,7 @@ fn open_store(hsm: &Hsm, state_dir: &Path) -> Result<(Kept, Loaded)> {
     let opened = RedisStore::open(target, fsname);
     let (redis, loaded) =
         opened.with_context(|| format!("the queue of HSM requests in Redis at {target}"))?;
-    Ok((Kept::Redis(redis), loaded))
+    Ok((Kept::Redis(Box::new(redis)), loaded))
 }
 
 /// Once in the life of the queue: what coordinatool has in its Redis.

@@ -63,7 +63,7 @@ pub enum Kept {
     /// In the state directory.
     File(HsmStore),
     /// In Redis.
-    Redis(RedisStore),
+    Redis(Box<RedisStore>),
 }
 
 impl Kept {
