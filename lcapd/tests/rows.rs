@@ -1,5 +1,7 @@
 //! The table of what coordinatool did wrong and what it tests, in tests/README.md: no number is missing, and what is
 //! named there is a test.
+#![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used)] // a failed unwrap is a failed test
 
 use std::collections::BTreeSet;
 use std::fs;
