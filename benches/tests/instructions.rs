@@ -15,7 +15,7 @@ const BOUNDS: [(&str, u64); 4] = [("read", 220), ("send", 105), ("fifo", 1120), 
 fn allocations(stage: &str, records: u64) -> u64 {
     let program = Path::new(env!("CARGO_BIN_EXE_lcap-stages"));
     let output = Command::new("valgrind")
-        .args(["--tool=memcheck", "--undef-value-errors=no"])
+        .args(["--tool=memcheck", "--undef-value-errors=no", "--leak-check=no"])
         .arg(program)
         .args([stage, &records.to_string()])
         .output()
@@ -33,7 +33,7 @@ fn no_stage_of_the_hot_path_allocates_per_record() {
         let (few, many) = (allocations(stage, 20_000), allocations(stage, 120_000));
         let more = many.saturating_sub(few);
         println!("{stage}: {more} allocations for 100,000 records");
-        assert!(more <= 1000, "{stage}: {more} allocations for 100,000 records in 100 batches");
+        assert!(more <= 2000, "{stage}: {more} allocations for 100,000 records in 100 batches");
     }
 }
 

@@ -316,11 +316,17 @@ impl Follower {
                     }
                 })?;
                 let dense = self.upstream.is_dense();
-                let batch = if batch.first() < self.next {
+                let mut batch = if batch.first() < self.next {
                     batch.tail_from(self.next)
                 } else {
                     Some(batch)
                 };
+                // What the log has not read was not noted either: nobody gets it before that.
+                let (head, _) = self.log.head();
+                if batch.as_ref().is_some_and(|batch| batch.last() >= head) {
+                    self.mode = Mode::Lost;
+                    batch = batch.and_then(|batch| batch.head_before(head));
+                }
                 // All of it may lie before our place, after a seek that was not exact.
                 let again = Step::Wait { on: WaitFor::Until(Instant::now()), at_end: false };
                 let Some(batch) = batch else { return Ok(again) };

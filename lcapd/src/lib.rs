@@ -16,6 +16,7 @@ pub mod follower;
 pub mod health;
 pub mod hsm;
 pub mod http;
+pub mod last_read;
 pub mod log;
 pub mod metrics;
 pub mod overlap;

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use lcap_ffi::RecordIndex;
 
 use crate::batch::Batch;
+use crate::last_read::LastRead;
 use crate::overlap::{Digest, KEPT_DIGESTS, digest};
 use crate::wake::Waker;
 
@@ -55,6 +56,8 @@ pub struct MdtLog {
     end_wanted: AtomicBool,
     /// The MDT has forgotten up to here.
     gone: AtomicU64,
+    /// What is read is noted there before anybody gets it.
+    last_read: Option<Mutex<LastRead>>,
 }
 
 #[derive(Debug)]
@@ -140,7 +143,13 @@ impl MdtLog {
         };
         let (state, moved) = (Mutex::new(state), Condvar::new());
         let (end_wanted, gone) = (AtomicBool::new(false), AtomicU64::new(0));
-        Self { limit_bytes, state, moved, reader, end_wanted, gone }
+        Self { limit_bytes, state, moved, reader, end_wanted, gone, last_read: None }
+    }
+
+    /// Notes there what is read, before anybody gets it.
+    #[must_use]
+    pub fn noting(self, last_read: LastRead) -> Self {
+        Self { last_read: Some(Mutex::new(last_read)), ..self }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -150,6 +159,14 @@ impl MdtLog {
 
     /// Appends; called by the reader thread only. May wait up to a second for busy followers.
     pub fn push(&self, entry: Entry, stop: &AtomicBool) {
+        if let Some(last_read) = &self.last_read {
+            let mut last_read = last_read.lock().unwrap_or_else(PoisonError::into_inner);
+            match &entry {
+                Entry::Records(batch) => last_read.note(batch),
+                Entry::Gap(gap) if gap.rewinds => last_read.begin(gap.generation, gap.first),
+                Entry::Gap(_) => {}
+            }
+        }
         let mut state = self.lock();
         let deadline = Instant::now() + PATIENCE;
         while state.bytes >= self.limit_bytes && !stop.load(Ordering::Relaxed) {

@@ -34,6 +34,7 @@ use crate::health::{StatusPort, status_port};
 use crate::hsm;
 use crate::hsm::service::Handle as HsmQueue;
 use crate::http::Http;
+use crate::last_read::{self, LastRead};
 use crate::log::MdtLog;
 use crate::metrics::Metrics;
 use crate::pace::Pace;
@@ -316,8 +317,20 @@ impl Daemon {
             let start = start.unwrap_or(RecordIndex::new(1));
             let waker = Waker::new()?;
             let generation = engine.generation_of(at);
-            let known = saved.tails.get(&log_key(mdt.kind, &mdt.name)).cloned().unwrap_or_default();
-            let log = MdtLog::new(budget.log_bytes, start, generation, known, waker.clone());
+            let key = log_key(mdt.kind, &mdt.name);
+            let tail = saved.tails.get(&key).cloned().unwrap_or_default();
+            let new =
+                |known| MdtLog::new(budget.log_bytes, start, generation, known, waker.clone());
+            let log = match mdt.kind {
+                StreamKind::Changelog => {
+                    let path = config.server.state_dir.join("last-read").join(&key);
+                    let (file, kept) = last_read::open(&path)
+                        .with_context(|| format!("what was read last, in {}", path.display()))?;
+                    let known = last_read::known(&kept, &tail, generation);
+                    new(known.clone()).noting(LastRead::new(generation, known, Box::new(file)))
+                }
+                StreamKind::Hsm => new(tail), // our own journal forgets nothing
+            };
             log.set_gone(engine.gone_of(at));
             let buffers = Arc::new(Buffers::new(budget.read_bytes, KEPT_BUFFERS));
             let parts = MdtParts {

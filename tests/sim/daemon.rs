@@ -19,6 +19,7 @@ use lcapd::engine::{
     CatchUpStart, Effect, Engine, MdtNow, MdtSetup, Peer, Settings, StreamSetup, WorkerState,
 };
 use lcapd::follower::Follower;
+use lcapd::last_read::{self, LastRead};
 use lcapd::log::MdtLog;
 use lcapd::pace::Pace;
 use lcapd::pipeline::Pipeline;
@@ -32,7 +33,7 @@ use lcapd::wake::Waker;
 use lcapd::worker::{Command, Output, Progress, Published, QueueInput, Stepped, Worker};
 
 use super::client::Down;
-use super::mdt::{SimMdt, SimUpstream};
+use super::mdt::{Kept, SimMdt, SimUpstream};
 use super::model::Policy;
 
 /// A stream of the simulation.
@@ -50,6 +51,8 @@ pub(super) struct StreamPlan {
 #[derive(Debug)]
 pub(super) struct Plan {
     pub(super) mdts: Vec<(MdtName, Arc<SimMdt>)>,
+    /// Of each: what lcapd's lives keep of what they read last.
+    pub(super) last_read: Vec<Kept>,
     pub(super) streams: Vec<StreamPlan>,
     pub(super) log_bytes: usize,
     pub(super) read_bytes: usize,
@@ -157,8 +160,12 @@ impl Life {
                 let start = start.unwrap_or(RecordIndex::new(1));
                 let waker = new_waker();
                 let generation = engine.generation_of(at);
-                let known = saved.tails.get(name.as_str()).cloned().unwrap_or_default();
+                let tail = saved.tails.get(name.as_str()).map_or(&[][..], Vec::as_slice);
+                let known = last_read::known(&plan.last_read[at].bytes(), tail, generation);
+                let keep = Box::new(plan.last_read[at].clone());
+                let last = LastRead::new(generation, known.clone(), keep);
                 let log = MdtLog::new(plan.log_bytes, start, generation, known, waker.clone());
+                let log = log.noting(last);
                 log.set_gone(engine.gone_of(at));
                 let (log, stats) = (Arc::new(log), Arc::new(ReaderStats::default()));
                 stats.read_index.store(start.prev().get(), Relaxed);

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use lcap_ffi::RecordIndex;
 use lcap_ffi::record::split_len;
+use lcapd::last_read::Keep;
 use lcapd::source::sim::{Generator, GeneratorOptions};
 use lcapd::source::{ChangelogSource, ClearError, ReadOutcome, SourceError, Upstream, WaitFor};
 
@@ -149,6 +150,23 @@ impl SimMdt {
     /// How often it was restarted.
     pub(super) fn restarts(&self) -> u32 {
         self.lock().restarts
+    }
+}
+
+/// What outlives a daemon that is killed, though it has waited for no disk.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Kept(Arc<Mutex<Vec<u8>>>);
+
+impl Kept {
+    pub(super) fn bytes(&self) -> Vec<u8> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Keep for Kept {
+    fn keep(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        bytes.clone_into(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        Ok(())
     }
 }
 

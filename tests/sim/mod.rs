@@ -33,7 +33,7 @@ use lcapd::store::{Change, Saved};
 use crate::rng::Rng;
 use client::{Client, Down, Habits};
 use daemon::{Plan, StreamPlan, write};
-use mdt::SimMdt;
+use mdt::{Kept, SimMdt};
 use model::{HolderKey, Model, Policy};
 
 /// What one schedule came to.
@@ -236,6 +236,7 @@ impl World {
             .collect();
         let base = Instant::now();
         let plan = Plan {
+            last_read: mdts.iter().map(|_| Kept::default()).collect(),
             mdts,
             streams,
             log_bytes: usize::try_from(1 << rng.between(10, 17)).unwrap_or(1 << 17),

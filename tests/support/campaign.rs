@@ -332,7 +332,7 @@ impl Campaign {
         match self.rng.below(100) {
             0..9 if self.near.is_some() => {
                 if self.near_down_until.is_none() {
-                    self.note_kill("the first lcapd");
+                    self.note_kill("first-lcapd");
                     self.near.as_mut().map(Daemon::kill).unwrap_or_default();
                     self.near_down_until = Some(self.moment(700));
                 }

@@ -60,6 +60,10 @@ impl fmt::Display for Findings {
     }
 }
 
+/// What lcapd has noted that it is about to clear, strangers are told to be gone; the MDT hears of it
+/// a little later.
+const GIVEN_UP_NANOS: Time = 5_000_000_000;
+
 /// Stream, reader (`-`: a queue), MDT.
 type HolderKey = (String, String, String);
 
@@ -112,7 +116,8 @@ pub fn check(dir: &Path) -> Result<Findings, String> {
             checker.exists.entry(mdt.clone()).or_default().insert(ix(*first), ix(*last));
         }
     }
-    for (_, file, line) in lines {
+    for (time, file, line) in lines {
+        checker.now = time;
         checker.take(file, line);
     }
     Ok(checker.finish())
@@ -124,6 +129,9 @@ struct Checker {
     holders: BTreeMap<HolderKey, Holder>,
     clients: BTreeMap<usize, Client>,
     cleared: BTreeMap<String, u64>,
+    now: Time,
+    /// What strangers have not had and what was not cleared yet, by MDT.
+    given_up: Vec<(Time, String, u64, u64)>,
     finished: bool,
     findings: Findings,
 }
@@ -177,10 +185,14 @@ impl Checker {
                 let holes = exists.map_or(0, |all| overlap(all, before + 1, first - 1));
                 let excused =
                     exists.map_or(0, |all| overlap(all, before + 1, cleared.min(first - 1)));
-                let excused = if client.kind == ClientKind::Ephemeral { excused } else { 0 };
+                let is_stranger = client.kind == ClientKind::Ephemeral;
+                let excused = if is_stranger { excused } else { 0 };
                 findings.missed += excused;
-                findings.lost += holes - excused;
-                if holes > excused {
+                if is_stranger && holes > excused {
+                    let from = (before + 1).max(cleared + 1);
+                    self.given_up.push((self.now, client.key.2.clone(), from, first - 1));
+                } else if holes > excused {
+                    findings.lost += holes - excused;
                     findings.example(|| {
                         format!("{:?} was given {first} right after {before}", client.key)
                     });
@@ -219,10 +231,28 @@ impl Checker {
                 self.findings.example(|| what);
             }
         }
+        for (since, of, first, last) in &mut self.given_up {
+            if *of == mdt && self.now <= since.saturating_add(GIVEN_UP_NANOS) && *first <= upto {
+                let exists = self.exists.get(&mdt);
+                let now_gone = exists.map_or(0, |all| overlap(all, *first, upto.min(*last)));
+                self.findings.missed += now_gone;
+                *first = upto + 1;
+            }
+        }
         self.cleared.insert(mdt, upto.max(before));
     }
 
     fn finish(mut self) -> Findings {
+        for (_, mdt, first, last) in std::mem::take(&mut self.given_up) {
+            let exists = self.exists.get(&mdt);
+            let lost =
+                if first > last { 0 } else { exists.map_or(0, |all| overlap(all, first, last)) };
+            self.findings.lost += lost;
+            if lost > 0 {
+                let what = format!("a stranger was not given {first} to {last} of {mdt}");
+                self.findings.example(|| what);
+            }
+        }
         if !self.finished {
             return self.findings; // who was still on its way is not counted
         }
