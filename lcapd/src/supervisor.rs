@@ -772,7 +772,9 @@ fn start_hsm(
     metrics: &Metrics,
 ) -> Result<Option<HsmQueue>> {
     let Some(hsm) = &config.hsm else { return Ok(None) };
+    let loader = Loader::standard(&config.server.policy_path);
     let host = hsm::entrances::Host {
+        loader: &loader,
         context,
         secure: &|_| Ok(()),
         epoch,
@@ -789,6 +791,9 @@ fn start_hsm(
     }
     if let Some(mut reports) = started.reports {
         intake.spawn("hsm-reports", move || reports.run())?;
+    }
+    if let Some(mut asker) = started.asker {
+        outlet.spawn("hsm-placer", move || asker.run())?;
     }
     if let Some(mut events) = started.events {
         outlet.spawn("hsm-events", move || events.run())?;

@@ -20,6 +20,7 @@ use super::lustre::{FromLustre, ToLustre};
 use super::movers::{Movers, Settings as MoverSettings};
 use super::owner::Owners;
 use super::service;
+use crate::policy::Loader;
 use crate::wake::Waker;
 
 /// Where an MDT on the same node shows what it has sent.
@@ -110,6 +111,8 @@ impl std::fmt::Debug for SocketBox {
 
 /// What lcapd as a whole lends.
 pub struct Host<'a> {
+    /// Finds modules.
+    pub loader: &'a Loader,
     /// For sockets.
     pub context: &'a zmq::Context,
     /// Gives a socket its keys.
