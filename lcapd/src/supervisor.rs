@@ -498,10 +498,13 @@ impl Daemon {
         let hsm = start_hsm(&mut intake, &mut outlet, config, &context, epoch, &metrics)?;
         let server_stats = Arc::new(ServerStats::default());
         let names = config.streams.iter().map(|stream| stream.name.clone());
+        let logs = |is_changelog| {
+            let logs = mdt_ends.iter().filter(move |mdt| mdt.kind.is_changelog() == is_changelog);
+            logs.map(|mdt| (mdt.name.clone(), Arc::clone(&mdt.stats))).collect()
+        };
         let own = Figures {
-            mdts: (mdt_ends.iter().filter(|mdt| mdt.kind.is_changelog()))
-                .map(|mdt| (mdt.name.clone(), Arc::clone(&mdt.stats)))
-                .collect(),
+            mdts: logs(true),
+            hsm_mdts: logs(false),
             streams: names.zip(stream_figures.iter().cloned()).collect(),
             server: Arc::clone(&server_stats),
             engine: engine_status.clone(),
