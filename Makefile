@@ -12,7 +12,9 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 # Of the profile that a rule is made for: release, or debug under `make test`.
 PROFILE ?= release
 OUT := $(TARGET)/$(PROFILE)
-CARGO_PROFILE := $(if $(filter release,$(PROFILE)),--release,--all-targets)
+# Programs that test and measure take longer to link than all the rest; who installs needs none.
+CARGO_PROFILE := $(if $(filter release,$(PROFILE)),--release --exclude lcap-tests \
+	--exclude lcap-benches,--all-targets)
 C_WARNINGS := -Wall -Wextra -Werror
 
 # Every folder with a Cargo.toml is a module, but for the authors' kit.
@@ -73,6 +75,7 @@ soak: setup      ## kill, stop and cut things for MINUTES=10; ends with a line t
 
 RUNS ?= 3
 bench: build     ## measure lcap on this machine beside references, RUNS=3 times each; target/bench has JSON and plots
+	$(CARGO) build --workspace --locked --release
 	$(OUT)/lcap-benches --runs $(RUNS) --out $(TARGET)/bench
 
 demo: build      ## a daemon with simulated MDTs and three clients; proves that nothing is lost

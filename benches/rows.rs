@@ -1,6 +1,9 @@
 //! What is measured, one function a section of the table.
 #![forbid(unsafe_code)]
 
+mod consumers;
+mod costs;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -35,18 +38,22 @@ struct Bench<'a> {
 /// A section: its name, and what measures it.
 type Section = (&'static str, fn(&mut Bench<'_>) -> Result<()>);
 
-const SECTIONS: [Section; 11] = [
+const SECTIONS: [Section; 15] = [
     ("memory", references),
     ("device", device),
     ("end to end", end_to_end),
     ("policies", policies),
     ("fan-out", fan_out),
+    ("catch-up", consumers::catch_up),
+    ("filters", consumers::filters),
     ("queue", queue),
     ("readers", readers),
     ("cpu", cpu_live),
     ("latency", latencies),
     ("idle", idle),
     ("growth", growth),
+    ("outstanding", costs::outstanding),
+    ("system calls", costs::system_calls),
 ];
 
 /// Measures everything whose section's name contains `only`.
@@ -396,19 +403,19 @@ fn cpu_live(bench: &mut Bench<'_>) -> Result<()> {
 }
 
 fn latencies(bench: &mut Bench<'_>) -> Result<()> {
-    for (rate, bound) in [(1_000_u32, Some(300e-6)), (10_000, None), (100_000, Some(1e-3))] {
+    for (rate, bound) in [(1_000_u32, Some(300.0)), (10_000, None), (100_000, Some(1000.0))] {
         let (mut p50, mut p99, mut p999) = (vec![], vec![], vec![]);
         for _ in 0..bench.settings.runs {
             let daemon = broadcast(true, 1, &format!("sim:rate={rate}"), FIFO).start();
             let found = latency::measure(&daemon, &mdt_name(0), Duration::from_secs(5))?;
-            p50.push(found.quantile(0.5));
-            p99.push(found.quantile(0.99));
-            p999.push(found.quantile(0.999));
+            p50.push(found.quantile(0.5) * 1e6);
+            p99.push(found.quantile(0.99) * 1e6);
+            p999.push(found.quantile(0.999) * 1e6);
         }
         let command = format!("sim:rate={rate}, fifo, one Rust client over tcp, 5 s");
         for (what, samples) in [("p50", p50), ("p99", p99), ("p99.9", p999)] {
             let name = format!("latency at {rate} records/s, {what}");
-            let row = Row::new(&name, "s", &samples, &command);
+            let row = Row::new(&name, "µs", &samples, &command);
             bench.report.add(match bound {
                 Some(bound) if what == "p99" => row.at_most(bound),
                 _ => row,

@@ -15,6 +15,7 @@
 //! * [`policy`]: the table that a policy library exports (`include/lcap_policy.h`).
 //! * [`poll`]: waiting for descriptors by number.
 //! * [`process`]: environment and signals of the process that a library is a guest in.
+//! * [`project`]: the project of a file.
 //! * [`received`]: frames that libzmq gave us.
 //! * [`zmq_frame`]: frames handed to libzmq without a copy.
 //! * [`zmq_monitor`]: what libzmq says of a socket's connection.
@@ -33,6 +34,7 @@ pub mod nid;
 pub mod policy;
 pub mod poll;
 pub mod process;
+pub mod project;
 #[cfg(feature = "zmq")]
 pub mod received;
 pub mod record;

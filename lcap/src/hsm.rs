@@ -1,6 +1,7 @@
 //! `lcap hsm`: Lustre's hierarchical storage management: its actions as they change, its requests.
 #![forbid(unsafe_code)]
 
+mod coordinatool;
 mod counts;
 mod lock;
 mod paths;
@@ -36,6 +37,8 @@ enum HsmCommand {
     Queue(queue::QueueArgs),
     /// Take requests from the queue and run a command for each.
     Worker(worker::WorkerArgs),
+    /// The options of coordinatool's program of this name.
+    CoordinatoolClient(coordinatool::ClientArgs),
 }
 
 pub(crate) fn run(args: &HsmArgs) -> Result<()> {
@@ -45,6 +48,7 @@ pub(crate) fn run(args: &HsmArgs) -> Result<()> {
         HsmCommand::Stats(args) => stats::run(args),
         HsmCommand::Queue(args) => queue::run(args),
         HsmCommand::Worker(args) => worker::run(args),
+        HsmCommand::CoordinatoolClient(args) => coordinatool::run(args),
     }
 }
 

@@ -17,7 +17,9 @@ mod screen;
 mod status;
 mod top;
 
+use std::ffi::OsString;
 use std::io::{self, Write as _};
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -70,7 +72,12 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let args = Args::parse();
+    let mut words: Vec<OsString> = std::env::args_os().collect();
+    // A link of that name stands for the command.
+    if words.first().is_some_and(|name| Path::new(name).ends_with("coordinatool-client")) {
+        words.splice(..1, ["lcap", "hsm", "coordinatool-client"].map(OsString::from));
+    }
+    let args = Args::parse_from(words);
     let result = match args.command {
         Command::Changelog(args) => changelog::run(&args),
         Command::Clear(args) => clear::run(&args),

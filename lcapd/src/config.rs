@@ -4,6 +4,7 @@
 //! told with file, line and key. Unknown keys are errors: a misspelt option must not be silent.
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::SocketAddr;
 use std::ops::Range;
@@ -18,6 +19,7 @@ use toml::Spanned;
 
 use crate::actions::place::ListPlace;
 use crate::hsm::config::{Hsm, RawHsm};
+use crate::hsm::events::{Told, mdt_of};
 use crate::policy::PolicyConfig;
 use crate::sink::config::{RawSink, SinkConfig};
 use crate::source::SourceUri;
@@ -348,13 +350,13 @@ impl Config {
         }
         let hsm = raw.hsm.as_ref().map(RawHsm::check).transpose();
         let hsm = hsm.map_err(|(at, key, problem)| place.error(at, key, problem))?;
-        if let Some(hsm) = &raw.hsm {
+        if let (Some(raw_hsm), Some(hsm)) = (&raw.hsm, &hsm) {
             let plain = raw.server.allow_plaintext;
-            if let Some(movers) = &hsm.movers {
+            if let Some(movers) = &raw_hsm.movers {
                 check_endpoint(&place, movers, "hsm.movers", plain)?;
             }
-            if let Some(port) = &hsm.json_port {
-                let url = Spanned::new(port.span(), format!("tcp://{}", port.get_ref()));
+            if let Some(port) = &hsm.entrances.json_port {
+                let url = Spanned::new(raw_hsm.json_port_at(), format!("tcp://{port}"));
                 check_endpoint(&place, &url, "hsm.json_port", plain)?;
             }
         }
@@ -394,9 +396,24 @@ impl Config {
 }
 
 impl Config {
+    /// What streams of HSM events have requests of the queue under, a name for each file system.
+    pub fn request_mdts(&self) -> Vec<MdtName> {
+        let Some(hsm) = self.hsm.as_ref().filter(|hsm| hsm.told != Told::Off) else {
+            return Vec::new();
+        };
+        if !self.streams.iter().any(|stream| stream.kind == StreamKind::Hsm) {
+            return Vec::new();
+        }
+        let of_mdts = self.mdts.iter().filter_map(|mdt| mdt.name.as_str().rsplit_once("-MDT"));
+        let fsnames: BTreeSet<&str> =
+            of_mdts.map(|(fsname, _)| fsname).chain(hsm.entrances.fsname.as_deref()).collect();
+        fsnames.into_iter().filter_map(|fsname| mdt_of(fsname).ok()).collect()
+    }
+
     /// What is allowed but probably not meant.
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
+        warnings.extend(self.hsm.iter().flat_map(|hsm| hsm.ignored.iter().cloned()));
         for mdt in &self.mdts {
             if mdt.user.is_none() && mdt.source.needs_user() {
                 warnings.push(format!(

@@ -9,6 +9,7 @@ pub mod buffers;
 pub mod catch_up;
 pub mod clearer;
 pub mod config;
+pub mod db;
 pub mod engine;
 pub mod figures;
 pub mod follower;

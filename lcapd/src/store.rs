@@ -6,16 +6,17 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use lcap_ffi::RecordIndex;
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{ReadTransaction, ReadableTable, TableDefinition};
 use serde::{Deserialize, Serialize};
 
+use crate::db::{DbFile, Schema, StoreError};
 use crate::overlap::Digest;
 
-/// Version of the tables below. A newer one is refused, an older one would be converted here.
-const SCHEMA: u64 = 1;
+/// Version of the tables below.
+const SCHEMA: Schema = Schema { table: META, key: "schema", version: 1 };
 
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 /// MDT → [`MdtState`] as JSON.
@@ -92,51 +93,9 @@ pub enum Change {
     Watermark(ReaderKey, String, RecordIndex),
 }
 
-/// What is wrong with the store.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum StoreError {
-    /// The directory or file cannot be used.
-    #[error("state in {}", path.display())]
-    Open {
-        /// Where.
-        path: PathBuf,
-        /// Why.
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
-    /// Another process has it open.
-    #[error("state in {} is in use by another lcapd", path.display())]
-    InUse {
-        /// Where.
-        path: PathBuf,
-    },
-    /// Written by a newer release.
-    #[error(
-        "state in {} has schema {found}, this release knows {SCHEMA}; install the newer release again",
-        path.display()
-    )]
-    Newer {
-        /// Where.
-        path: PathBuf,
-        /// Its version.
-        found: u64,
-    },
-    /// A commit failed; the file is as it was before.
-    #[error("cannot write state")]
-    Commit(#[from] Box<redb::Error>),
-}
-
 /// The open store.
 #[derive(Debug)]
-pub struct Store {
-    path: PathBuf,
-    /// None after a failed commit: redb then refuses everything until the file is opened again.
-    db: Option<Database>,
-}
-
-fn commit_error(error: impl Into<redb::Error>) -> StoreError {
-    StoreError::Commit(Box::new(error.into()))
-}
+pub struct Store(DbFile);
 
 impl Store {
     /// Opens or creates `state_dir/lcapd.redb` and reads all of it.
@@ -144,25 +103,16 @@ impl Store {
     /// # Errors
     /// If it cannot be opened, is in use, damaged, or from a newer release.
     pub fn open(state_dir: &Path) -> Result<(Self, Saved), StoreError> {
-        let path = state_dir.join("lcapd.redb");
-        let failed = |source: Box<dyn std::error::Error + Send + Sync>| StoreError::Open {
-            path: path.clone(),
-            source,
-        };
-        std::fs::create_dir_all(state_dir).map_err(|e| failed(e.into()))?;
-        let db = match Database::create(&path) {
-            Ok(db) => db,
-            Err(redb::DatabaseError::DatabaseAlreadyOpen) => {
-                return Err(StoreError::InUse { path });
-            }
-            Err(error) => return Err(failed(error.into())),
-        };
-        let found = prepare(&db).map_err(|e| failed(e.into()))?;
-        if found > SCHEMA {
-            return Err(StoreError::Newer { path, found });
-        }
-        let saved = load(&db).map_err(failed)?;
-        Ok((Self { path, db: Some(db) }, saved))
+        let file = DbFile::open(state_dir, "lcapd.redb", SCHEMA, |tx| {
+            tx.open_table(MDTS)?;
+            tx.open_table(TAILS)?;
+            tx.open_table(STREAMS)?;
+            tx.open_table(READERS)?;
+            tx.open_table(WATERMARKS)?;
+            Ok(())
+        })?;
+        let saved = file.read(load)?;
+        Ok((Self(file), saved))
     }
 
     /// Writes all of `changes` or nothing; returns when it is on disk.
@@ -170,39 +120,11 @@ impl Store {
     /// # Errors
     /// If it could not be written (a full disk, say); it may be tried again.
     pub fn commit(&mut self, changes: &[Change]) -> Result<(), StoreError> {
-        let db = match self.db.take() {
-            Some(db) => db,
-            None => Database::create(&self.path).map_err(commit_error)?,
-        };
-        let tx = db.begin_write().map_err(commit_error)?;
-        apply(&tx, changes).map_err(commit_error)?;
-        tx.commit().map_err(commit_error)?;
-        self.db = Some(db);
-        Ok(())
+        self.0.write(|tx| apply(tx, changes))
     }
 }
 
-fn prepare(db: &Database) -> Result<u64, redb::Error> {
-    let tx = db.begin_write()?;
-    let found = {
-        let mut meta = tx.open_table(META)?;
-        let found = meta.get("schema")?.map(|v| v.value());
-        if found.is_none() {
-            meta.insert("schema", SCHEMA)?;
-        }
-        tx.open_table(MDTS)?;
-        tx.open_table(TAILS)?;
-        tx.open_table(STREAMS)?;
-        tx.open_table(READERS)?;
-        tx.open_table(WATERMARKS)?;
-        found.unwrap_or(SCHEMA)
-    };
-    tx.commit()?;
-    Ok(found)
-}
-
-fn load(db: &Database) -> Result<Saved, Box<dyn std::error::Error + Send + Sync>> {
-    let tx = db.begin_read()?;
+fn load(tx: &ReadTransaction) -> Result<Saved, Box<dyn std::error::Error + Send + Sync>> {
     let mut saved = Saved::default();
     for row in tx.open_table(MDTS)?.iter()? {
         let (key, value) = row?;
@@ -329,18 +251,5 @@ mod tests {
         assert_eq!(saved.readers.keys().collect::<Vec<_>>(), [&key("s", "r2")]);
         let mark = ("s".to_owned(), "r2".to_owned(), "a-MDT0000".to_owned());
         assert_eq!(saved.watermarks, BTreeMap::from([(mark, RecordIndex::new(6))]));
-    }
-
-    #[test]
-    fn two_at_once_and_newer_schemas_are_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        let (store, _) = Store::open(dir.path()).unwrap();
-        assert!(matches!(Store::open(dir.path()), Err(StoreError::InUse { .. })));
-        let tx = store.db.as_ref().unwrap().begin_write().unwrap();
-        tx.open_table(META).unwrap().insert("schema", SCHEMA + 1).unwrap();
-        tx.commit().unwrap();
-        drop(store);
-        let error = Store::open(dir.path()).unwrap_err();
-        assert!(matches!(error, StoreError::Newer { found, .. } if found == SCHEMA + 1));
     }
 }

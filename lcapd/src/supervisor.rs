@@ -205,7 +205,11 @@ fn policies(config: &Config, loader: &Loader, stream: &Stream) -> Result<StreamP
         StreamKind::Changelog => mdt.source.is_changelog(),
         StreamKind::Hsm => mdt.hsm_place().is_some(),
     };
-    let mdts = config.mdts.iter().filter(reads).map(|mdt| mdt.name.clone());
+    let mut mdts: Vec<MdtName> =
+        config.mdts.iter().filter(reads).map(|mdt| mdt.name.clone()).collect();
+    if stream.kind == StreamKind::Hsm {
+        mdts.extend(config.request_mdts());
+    }
     StreamPolicies::new(loader, stream, mdts)
         .map_err(|error| anyhow!(in_stream(&config.path, &stream.name, &error)))
 }
@@ -495,7 +499,8 @@ impl Daemon {
             waker: engine_waker.clone(),
             running: Arc::default(),
         };
-        let hsm = start_hsm(&mut intake, &mut outlet, config, &context, epoch, &metrics)?;
+        let told = hsm.of_requests();
+        let hsm = start_hsm(&mut intake, &mut outlet, config, told, &context, epoch, &metrics)?;
         let server_stats = Arc::new(ServerStats::default());
         let names = config.streams.iter().map(|stream| stream.name.clone());
         let logs = |is_changelog| {
@@ -624,7 +629,8 @@ struct HsmMdt {
     /// Where its list is, for people.
     place: String,
     journal: Arc<Journal>,
-    due: Due,
+    /// To be told that there is a reason to read the list, if there is one.
+    due: Option<Due>,
     stats: Arc<PollerStats>,
 }
 
@@ -646,7 +652,7 @@ impl HsmActions {
                 name: mdt.name.clone(),
                 place: place.to_string(),
                 journal: Arc::clone(&journal),
-                due: due.clone(),
+                due: Some(due.clone()),
                 stats: Arc::clone(&stats),
             });
             let mut poller = Poller {
@@ -662,7 +668,24 @@ impl HsmActions {
             intake.wakers.push(waker);
             intake.spawn(&format!("hsm-{}", mdt.name), move || poller.run())?;
         }
+        for name in config.request_mdts() {
+            let dir = config.server.state_dir.join("hsm").join(name.as_str());
+            let journal = Arc::new(Journal::open(&dir, config.server.hsm_max_events)?);
+            let (place, stats) = ("requests of lcapd".to_owned(), PollerStats::here());
+            hsm.mdts.push(HsmMdt { name, place, journal, due: None, stats: Arc::new(stats) });
+        }
         Ok(hsm)
+    }
+
+    /// The journals that have no list: the queue of requests fills them.
+    fn of_requests(&self) -> Vec<hsm::events::Target> {
+        let of_requests = self.mdts.iter().filter(|of| of.due.is_none());
+        let target = |of: &HsmMdt| hsm::events::Target {
+            mdt: of.name.clone(),
+            journal: Arc::clone(&of.journal),
+            stats: Arc::clone(&of.stats),
+        };
+        of_requests.map(target).collect()
     }
 
     fn register(&self, metrics: &Metrics) {
@@ -692,7 +715,7 @@ fn units(config: &Config, hsm: &HsmActions) -> Result<Vec<Unit>> {
             clears: mdt.user.is_some() || !mdt.source.needs_user(),
             upstream,
             journal: None,
-            hsm_due: due.map(|of| of.due.clone()),
+            hsm_due: due.and_then(|of| of.due.clone()),
         });
     }
     for mdt in &hsm.mdts {
@@ -746,22 +769,32 @@ fn start_hsm(
     intake: &mut Stage,
     outlet: &mut Stage,
     config: &Config,
+    told: Vec<hsm::events::Target>,
     context: &zmq::Context,
     epoch: u64,
     metrics: &Metrics,
 ) -> Result<Option<HsmQueue>> {
     let Some(hsm) = &config.hsm else { return Ok(None) };
-    let (stop, stop_intake) = (Arc::clone(&outlet.stop), Arc::clone(&intake.stop));
-    let (dir, secure) = (&config.server.state_dir, |_: &zmq::Socket| Ok(()));
-    let started = hsm::start::build(hsm, dir, context, &secure, epoch, stop, stop_intake)?;
+    let host = hsm::entrances::Host {
+        context,
+        secure: &|_| Ok(()),
+        epoch,
+        stop_intake: Arc::clone(&intake.stop),
+        stop: Arc::clone(&outlet.stop),
+    };
+    let started = hsm::start::build(hsm, &config.server.state_dir, told, &host)?;
     let spooled = started.intake.as_ref().map(|spool| Arc::clone(&spool.stats));
-    hsm::figures::register(metrics, started.queue.clone(), spooled);
+    let lustre = started.copytool.as_ref().map(|(intake, _)| Arc::clone(&intake.shared));
+    hsm::figures::register(metrics, started.queue.clone(), spooled, lustre);
     if let Some(mut spool) = started.intake {
         intake.wakers.push(spool.waker.clone());
         intake.spawn("hsm-spool", move || spool.run())?;
     }
     if let Some(mut reports) = started.reports {
         intake.spawn("hsm-reports", move || reports.run())?;
+    }
+    if let Some(mut events) = started.events {
+        outlet.spawn("hsm-events", move || events.run())?;
     }
     let mut service = started.service;
     outlet.wakers.push(started.waker);

@@ -7,6 +7,7 @@ mod commands;
 mod faults;
 mod hsm;
 mod hsm_movers;
+mod hsm_redis;
 mod hsm_viewers;
 mod merging;
 mod policies;

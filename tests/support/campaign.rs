@@ -306,9 +306,11 @@ impl Campaign {
         let cleared: Vec<String> = cleared.collect();
         let lives: u32 = self.slots.iter().map(|slot| slot.lives).sum();
         format!(
-            "{} lives of lcapd, {lives} of clients, {} connections cut, cleared up to {} of {:?}",
+            "{} lives of lcapd, {lives} of clients, {} connections cut ({} ports of data went through \
+             the proxy), cleared up to {} of {:?}",
             self.daemon.n_starts() + self.near.as_ref().map_or(0, Daemon::n_starts),
             self.n_cuts,
+            self.proxy.n_data_ports(),
             cleared.join(" "),
             self.newest
         )

@@ -423,9 +423,17 @@ pub fn cleared_of(state_dir: &Path, mdt: &str) -> Option<u64> {
 /// # Panics
 /// After [`PATIENCE`].
 pub fn wait_until(what: &str, mut reached: impl FnMut() -> bool) {
+    wait_until_or(what, || if reached() { Ok(()) } else { Err(String::new()) });
+}
+
+/// The same, for what can say how it is instead.
+///
+/// # Panics
+/// After [`PATIENCE`], with what it said last.
+pub fn wait_until_or(what: &str, mut reached: impl FnMut() -> Result<(), String>) {
     let deadline = Instant::now() + PATIENCE;
-    while !reached() {
-        assert!(Instant::now() < deadline, "in vain: {what}");
+    while let Err(instead) = reached() {
+        assert!(Instant::now() < deadline, "in vain: {what}\n{instead}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }

@@ -14,6 +14,7 @@ pub mod campaign;
 pub mod check;
 pub mod contract;
 pub mod daemon;
+pub mod disk;
 pub mod hsm;
 pub mod journal;
 pub mod lists;

@@ -1,6 +1,10 @@
 //! A TCP proxy that can be told to cut its connections and to hold everything back.
+//!
+//! It stands between clients and the control endpoint of an lcapd; where the answers there name an
+//! endpoint for data, it names a port of its own instead, so that data goes through it, too.
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -8,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-/// Between clients and one endpoint of lcapd.
+/// Between clients and one lcapd.
 #[derive(Debug)]
 pub struct Proxy {
     port: u16,
@@ -22,6 +26,8 @@ struct Shared {
     delay_ms: AtomicU64,
     /// New connections are closed at once.
     refuse: AtomicBool,
+    /// Ports of lcapd for data, and ours for each.
+    data_ports: Mutex<BTreeMap<u16, u16>>,
 }
 
 impl Proxy {
@@ -30,28 +36,14 @@ impl Proxy {
     /// # Panics
     /// If there is no port.
     pub fn start(to: u16) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let port = listener.local_addr().expect("its number").port();
         let shared = Arc::new(Shared::default());
-        let own = Arc::clone(&shared);
-        thread::spawn(move || {
-            for client in listener.incoming().flatten() {
-                if own.refuse.load(Ordering::Relaxed) {
-                    continue;
-                }
-                let Ok(server) = TcpStream::connect(("127.0.0.1", to)) else { continue };
-                let pairs = [(&client, &server), (&server, &client)];
-                for (from, to) in pairs.map(|(a, b)| (a.try_clone(), b.try_clone())) {
-                    let (Ok(from), Ok(to)) = (from, to) else { continue };
-                    let own = Arc::clone(&own);
-                    thread::spawn(move || pump(from, to, &own));
-                }
-                let mut open = own.open.lock().unwrap_or_else(PoisonError::into_inner);
-                open.push(client);
-                open.push(server);
-            }
-        });
+        let port = listen(&shared, to);
         Self { port, shared }
+    }
+
+    /// How many endpoints for data it stands in for.
+    pub fn n_data_ports(&self) -> usize {
+        self.shared.data_ports.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 
     /// The endpoint for clients.
@@ -80,17 +72,64 @@ impl Proxy {
     }
 }
 
-fn pump(mut from: TcpStream, mut to: TcpStream, shared: &Shared) {
+fn listen(shared: &Arc<Shared>, to: u16) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = listener.local_addr().expect("its number").port();
+    let own = Arc::clone(shared);
+    thread::spawn(move || {
+        for client in listener.incoming().flatten() {
+            if own.refuse.load(Ordering::Relaxed) {
+                continue;
+            }
+            let Ok(server) = TcpStream::connect(("127.0.0.1", to)) else { continue };
+            let pairs = [(&client, &server), (&server, &client)];
+            for (nth, (from, to)) in pairs.into_iter().enumerate() {
+                let (Ok(from), Ok(to)) = (from.try_clone(), to.try_clone()) else { continue };
+                let own = Arc::clone(&own);
+                thread::spawn(move || pump(from, to, nth == 1, &own));
+            }
+            let mut open = own.open.lock().unwrap_or_else(PoisonError::into_inner);
+            open.push(client);
+            open.push(server);
+        }
+    });
+    port
+}
+
+fn pump(mut from: TcpStream, mut to: TcpStream, answers: bool, shared: &Arc<Shared>) {
     let mut buf = [0; 16 << 10];
     while let Ok(n) = from.read(&mut buf) {
         let delay = shared.delay_ms.load(Ordering::Relaxed);
         if delay > 0 {
             thread::sleep(Duration::from_millis(delay));
         }
-        if n == 0 || to.write_all(buf.get(..n).unwrap_or_default()).is_err() {
+        let piece = buf.get_mut(..n).unwrap_or_default();
+        if answers {
+            lead_data_here(piece, shared);
+        }
+        if n == 0 || to.write_all(piece).is_err() {
             break;
         }
     }
     let _ = from.shutdown(Shutdown::Both);
     let _ = to.shutdown(Shutdown::Both);
+}
+
+/// Puts our port in the place of lcapd's in an answer to `start`. Frames have their length before
+/// them, so ours has to have as many digits; ports of the kernel's choice have five. An answer that
+/// came in two pieces is left as it is.
+fn lead_data_here(piece: &mut [u8], shared: &Arc<Shared>) {
+    const BEFORE: &[u8] = b"\"publish\":\"tcp://127.0.0.1:";
+    let mut at = 0;
+    while let Some(found) = piece[at..].windows(BEFORE.len()).position(|bytes| bytes == BEFORE) {
+        at += found + BEFORE.len();
+        let digits = piece[at..].iter().take_while(|byte| byte.is_ascii_digit()).count();
+        let text = std::str::from_utf8(&piece[at..at + digits]);
+        let Some(to) = text.ok().and_then(|text| text.parse().ok()) else { continue };
+        let mut ports = shared.data_ports.lock().unwrap_or_else(PoisonError::into_inner);
+        let ours = ports.entry(to).or_insert_with(|| listen(shared, to)).to_string();
+        if ours.len() == digits && at + digits < piece.len() {
+            piece[at..at + digits].copy_from_slice(ours.as_bytes());
+        }
+    }
 }

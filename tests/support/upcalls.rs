@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 
 use serde_json::Value;
 
-use crate::daemon::{Daemon, Setup, wait_until};
+use crate::daemon::{Daemon, Setup, wait_until_or};
 use crate::programs::program;
 use crate::rng::Rng;
 
@@ -70,8 +70,24 @@ impl Stage {
     pub fn new() -> Self {
         let setup = Setup::new();
         let spool = setup.directory().join("spool");
-        let setup = setup.server(&format!(
-            "[hsm]\nspool = \"{}\"\nlease = \"2s\"\nretry_first = \"100ms\"\nattempts = 1000",
+        Self::of(setup, spool)
+    }
+
+    /// With an lcapd of more than a queue, and a spool elsewhere.
+    ///
+    /// # Panics
+    /// If it cannot be set up.
+    pub fn of(setup: Setup, spool: PathBuf) -> Self {
+        Self::with(setup, spool, "")
+    }
+
+    /// The same, with further keys of `[hsm]`.
+    ///
+    /// # Panics
+    /// If it cannot be set up.
+    pub fn with(setup: Setup, spool: PathBuf, more: &str) -> Self {
+        let setup = setup.more(&format!(
+            "[hsm]\nspool = \"{}\"\nfsname = \"lustre\"\nlease = \"2s\"\nretry_first = \"100ms\"\nattempts = 1000\n{more}",
             spool.display()
         ));
         let daemon = setup.start();
@@ -115,19 +131,28 @@ impl Stage {
         serde_json::from_slice(&out.stdout).expect("JSON")
     }
 
-    /// Waits until nothing is in the spool or the queue.
+    /// Waits until nothing is in the spool or the queue, as long as something happens there.
     ///
     /// # Panics
-    /// If that does not come.
+    /// If nothing happens any more.
     pub fn wait_empty(&self) {
-        wait_until("an empty queue", || {
-            let queued: u64 = ["waiting", "delayed", "held", "running", "dead"]
-                .iter()
-                .flat_map(|state| ["archive", "restore", "remove"].map(|kind| (state, kind)))
-                .filter_map(|(state, kind)| self.status()["states"][state][kind].as_u64())
-                .sum();
-            queued == 0 && self.spooled("new") == 0
-        });
+        let mut left = u64::MAX;
+        while left > 0 {
+            wait_until_or("fewer in the queue", || {
+                // The spool first: what leaves it between two looks is in the queue by then.
+                let spooled = self.spooled("new");
+                let status = self.status();
+                let states = status["states"].as_object().expect("states").values();
+                let counts = states.flat_map(|kinds| kinds.as_object().expect("kinds").values());
+                let queued: u64 = counts.map(|n| n.as_u64().expect("a number")).sum();
+                let now_left = queued + spooled as u64;
+                if now_left == 0 || now_left < left {
+                    left = now_left;
+                    return Ok(());
+                }
+                Err(format!("{spooled} files in the spool; {status:#}\n{}", self.daemon.log()))
+            });
+        }
     }
 
     /// Files in a folder of the spool.
@@ -138,6 +163,16 @@ impl Stage {
     /// The spool.
     pub fn spool(&self) -> &Path {
         &self.spool
+    }
+
+    /// What the worker's command adds to: see [`Self::runs`].
+    pub fn log(&self) -> &Path {
+        &self.log
+    }
+
+    /// The worker's command, which wants [`Self::log`] before what the worker gives it.
+    pub fn script(&self) -> &Path {
+        &self.script
     }
 
     /// What was run, in order: file and data.
@@ -209,6 +244,9 @@ impl Campaign {
         }
         stage.daemon.wait_ready();
         stage.wait_empty();
+        if let Some(status) = worker.try_wait().expect("a worker") {
+            verdict.problems.push(format!("the worker ended by itself: {status}"));
+        }
         let _ = worker.kill();
         let _ = worker.wait();
         judge(&stage, &accepted, &maybe, &mut verdict);

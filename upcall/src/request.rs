@@ -17,7 +17,8 @@ const VERSION: u16 = 1;
 const HEAD_BYTES: usize = 40;
 const FID_BYTES: usize = 16;
 
-/// What is asked for (`HSMA_*`); the discriminant is Lustre's number.
+/// What is asked for (`HSMA_*`); the discriminant is Lustre's number. `lcap_ffi::hsm::HsmAction` is the same; this crate
+/// links nothing of lcap's, so that the program stays small, and a test of lcapd compares the two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u16)]
 pub enum Action {

@@ -47,11 +47,20 @@ pub(super) fn drain(args: &DrainArgs) -> Result<()> {
     let lock = args.what.lock();
     super::queue::change(HsmOp::Lock(lock.clone()))?;
     let until = args.timeout.map(|seconds| Instant::now() + Duration::from_secs(seconds));
+    wait_idle(&lock, until, ask)
+}
+
+/// Waits until nothing runs any more that a lock is for.
+pub(super) fn wait_idle(
+    lock: &Lock,
+    until: Option<Instant>,
+    ask: impl Fn(HsmOp) -> Result<Listed>,
+) -> Result<()> {
     let state = Some("running".to_owned());
-    let Lock { worker, kind, archive_id } = lock;
+    let Lock { worker, kind, archive_id } = lock.clone();
     let running = List { state, worker, kind, archive_id, limit: 1, ..List::default() };
     loop {
-        let page: Listed = ask(HsmOp::List(running.clone()))?;
+        let page = ask(HsmOp::List(running.clone()))?;
         if page.requests.is_empty() {
             return Ok(());
         }

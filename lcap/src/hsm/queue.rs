@@ -332,22 +332,7 @@ fn import(args: &ImportArgs) -> Result<()> {
             io::stdin().read_to_string(&mut text).context("standard input")?;
         }
     }
-    let mut all = Imported::default();
-    let (mut piece, mut first_line) = (String::new(), 1);
-    let lines: Vec<&str> = text.lines().collect();
-    for (at, line) in lines.iter().enumerate() {
-        piece.push_str(line);
-        piece.push('\n');
-        if piece.len() >= PIECE_BYTES || at + 1 == lines.len() {
-            let op = HsmOp::Import(Import { text: std::mem::take(&mut piece), first_line });
-            let part: Imported = ask(op)?;
-            all.enqueued += part.enqueued;
-            all.skipped += part.skipped;
-            all.cancelled += part.cancelled;
-            all.bad_lines.extend(part.bad_lines);
-            first_line = at + 2;
-        }
-    }
+    let all = import_text(&text, ask)?;
     if args.json {
         json(&all)?;
     } else {
@@ -356,6 +341,32 @@ fn import(args: &ImportArgs) -> Result<()> {
             all.enqueued, all.skipped, all.cancelled
         );
     }
+    complain(&all)
+}
+
+/// Sends the text of `active_requests`, in pieces.
+pub(super) fn import_text(text: &str, ask: impl Fn(HsmOp) -> Result<Imported>) -> Result<Imported> {
+    let mut all = Imported::default();
+    let (mut piece, mut first_line) = (String::new(), 1);
+    let lines: Vec<&str> = text.lines().collect();
+    for (at, line) in lines.iter().enumerate() {
+        piece.push_str(line);
+        piece.push('\n');
+        if piece.len() >= PIECE_BYTES || at + 1 == lines.len() {
+            let op = HsmOp::Import(Import { text: std::mem::take(&mut piece), first_line });
+            let part = ask(op)?;
+            all.enqueued += part.enqueued;
+            all.skipped += part.skipped;
+            all.cancelled += part.cancelled;
+            all.bad_lines.extend(part.bad_lines);
+            first_line = at + 2;
+        }
+    }
+    Ok(all)
+}
+
+/// An error if there were lines that could not be used.
+pub(super) fn complain(all: &Imported) -> Result<()> {
     if all.bad_lines.is_empty() {
         return Ok(());
     }

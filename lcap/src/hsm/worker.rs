@@ -84,6 +84,8 @@ struct State {
 
 #[derive(Default)]
 struct Held {
+    /// Names our run of it. What we lost may come to us again while its first run still ends.
+    lease: u64,
     /// Of its command, if that runs.
     pid: Option<Pid>,
     /// Not ours any more, or cancelled: its result is not wanted.
@@ -200,7 +202,7 @@ fn take_work(
         state.got = seq;
         state.lease = Duration::from_millis(fetched.lease_ms);
         for leased in &fetched.requests {
-            state.held.insert(leased.id, Held::default());
+            state.held.insert(leased.id, Held { lease: leased.lease, ..Held::default() });
         }
         drop(state);
         if !fetched.requests.is_empty() {
@@ -242,24 +244,28 @@ fn group(requests: Vec<Leased>, most: usize) -> Result<Vec<Batch>> {
 
 fn run_batch(shared: &Shared, program: &command::Program, mut batch: Batch) {
     let mut state = shared.lock();
-    // What was cancelled before it began never begins.
-    batch.files.retain(|file| state.held.get(&file.id).is_some_and(|held| !held.dropped));
-    if state.stopping {
-        for file in &batch.files {
+    let stopping = state.stopping;
+    batch.files.retain(|file| {
+        let Some(held) = state.held.get(&file.id).filter(|held| held.lease == file.lease) else {
+            return false;
+        };
+        let begins = !held.dropped && !stopping;
+        if !begins {
+            // Cancelled or lost, it never begins, and makes room for something else.
             state.held.remove(&file.id);
             state.returned.push(file.id);
         }
-        batch.files.clear();
-    }
+        begins
+    });
     drop(state);
+    shared.changed.notify_all();
     if batch.files.is_empty() {
-        finish(shared, Vec::new());
         return;
     }
     let ended = program.run(&batch, |pid| {
         let mut state = shared.lock();
         for file in &batch.files {
-            if let Some(held) = state.held.get_mut(&file.id) {
+            if let Some(held) = state.held.get_mut(&file.id).filter(|h| h.lease == file.lease) {
                 held.pid = pid;
                 if let Some(pid) = pid.filter(|_| held.dropped) {
                     let _ = kill_process(pid, Signal::TERM);
@@ -280,7 +286,8 @@ fn run_batch(shared: &Shared, program: &command::Program, mut batch: Batch) {
 fn finish(shared: &Shared, ended: Vec<Ended>) {
     let mut state = shared.lock();
     for Ended { id, lease, errno, error, .. } in ended {
-        if state.held.remove(&id).is_some() {
+        if state.held.get(&id).is_some_and(|held| held.lease == lease) {
+            state.held.remove(&id);
             state.done.push(Done { id, lease, errno, error });
         }
     }

@@ -85,6 +85,11 @@ pub struct PollerStats {
 }
 
 impl PollerStats {
+    /// Of a list that is always here.
+    pub fn here() -> Self {
+        Self { here_since_ms: AtomicU64::new(unix_ms()), ..Self::default() }
+    }
+
     /// Puts the figures of an MDT.
     pub fn put(&self, mdt: &MdtName, samples: &mut Samples) {
         let labels = [mdt.as_str()];

@@ -10,6 +10,7 @@ use toml::Spanned;
 
 use super::coordinatool;
 use super::entrances::{self, Entrances};
+use super::events::Told;
 use super::queue::{Retry, Settings};
 use super::reports;
 use super::request::Kind;
@@ -17,9 +18,13 @@ use super::scheduler::hosts::Rule;
 use super::scheduler::slots::Batching;
 use super::scheduler::{Limits, Order, ShareBy};
 use crate::config::Span;
+use crate::sink::target::{Credentials, DEFAULT_TIMEOUT, Target};
+
+/// Default of `cancel_limit`.
+const CANCEL_LIMIT: Duration = Duration::from_secs(600);
 
 /// What a site has chosen.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct Hsm {
     /// Where the upcall puts requests.
     pub spool: Option<PathBuf>,
@@ -27,10 +32,18 @@ pub struct Hsm {
     pub lease: Duration,
     /// Of the queue and its scheduler.
     pub queue: Settings,
+    /// What HSM streams are told of.
+    pub told: Told,
     /// Files for users.
     pub reports: Option<reports::Settings>,
+    /// Where the queue is kept, if not in the state directory.
+    pub redis: Option<Target>,
+    /// Coordinatool's Redis, from which everything is taken over once.
+    pub original_redis: Option<Target>,
     /// Lustre, movers and the JSON port.
     pub entrances: Entrances,
+    /// Lines of a configuration of coordinatool that say nothing to lcapd.
+    pub ignored: Vec<String>,
 }
 
 /// As it is written.
@@ -42,6 +55,7 @@ pub(crate) struct RawHsm {
     attempts: Option<u32>,
     retry_first: Option<Span>,
     retry_max: Option<Span>,
+    cancel_limit: Option<Span>,
     order: Option<Spanned<Vec<Kind>>>,
     weights: Option<RawWeights>,
     share_by: Option<Spanned<String>>,
@@ -57,6 +71,12 @@ pub(crate) struct RawHsm {
     reporting_dir: Option<Spanned<PathBuf>>,
     reporting_hint: Option<String>,
     reporting_interval: Option<Span>,
+    events: Option<Spanned<String>>,
+    redis: Option<Spanned<String>>,
+    redis_password_file: Option<PathBuf>,
+    redis_ca_file: Option<PathBuf>,
+    /// A Redis that coordinatool has written to.
+    coordinatool_redis: Option<Spanned<String>>,
     /// A configuration file of coordinatool, read as it is.
     coordinatool_conf: Option<Spanned<PathBuf>>,
     mount: Option<Spanned<PathBuf>>,
@@ -68,7 +88,7 @@ pub(crate) struct RawHsm {
     active_requests: Option<String>,
     agents: Option<String>,
     pub(crate) movers: Option<Spanned<String>>,
-    pub(crate) json_port: Option<Spanned<String>>,
+    json_port: Option<Spanned<String>>,
     heartbeat: Option<Spanned<Span>>,
     grace: Option<Span>,
     #[serde(default)]
@@ -118,6 +138,12 @@ struct RawBatching {
 pub(crate) type Problem = (Option<std::ops::Range<usize>>, &'static str, String);
 
 impl RawHsm {
+    /// Where the address of the JSON port is from.
+    pub(crate) fn json_port_at(&self) -> std::ops::Range<usize> {
+        let conf = self.coordinatool_conf.as_ref().map(Spanned::span);
+        self.json_port.as_ref().map(Spanned::span).or(conf).unwrap_or_default()
+    }
+
     pub(crate) fn check(&self) -> Result<Hsm, Problem> {
         let original = match &self.coordinatool_conf {
             None => coordinatool::Conf::default(),
@@ -131,11 +157,13 @@ impl RawHsm {
         });
         let reports = self.reports(&original)?;
         let mut queue = Settings { retry: self.retry(), ..Settings::default() };
+        let limit = self.cancel_limit.map_or(CANCEL_LIMIT, |span| span.0);
+        queue.cancel_limit = (!limit.is_zero()).then_some(limit);
         queue.scheduler.order = self.order()?;
         queue.scheduler.share_by = self.share_by()?;
         queue.scheduler.share_weights = self.share_weights()?;
         queue.scheduler.limits = self.limits()?;
-        queue.scheduler.rules = original.rules;
+        queue.scheduler.rules.clone_from(&original.rules);
         queue.scheduler.rules.extend(self.rules()?);
         queue.scheduler.batching = match &self.batch_archives {
             None => original.batching,
@@ -145,14 +173,17 @@ impl RawHsm {
         if lease < Duration::from_secs(1) {
             return Err((None, "hsm.lease", "at least \"1s\" is needed".to_owned()));
         }
-        let entrances = self.entrances()?;
-        Ok(Hsm { spool: spool.transpose()?, lease, queue, reports, entrances })
+        let (entrances, told) = (self.entrances(&original)?, self.told()?);
+        let (redis, original_redis) = self.redis(&original)?;
+        let (spool, ignored) = (spool.transpose()?, original.ignored);
+        Ok(Hsm { spool, lease, queue, told, reports, redis, original_redis, entrances, ignored })
     }
 
-    fn entrances(&self) -> Result<Entrances, Problem> {
+    fn entrances(&self, original: &coordinatool::Conf) -> Result<Entrances, Problem> {
         let default = Entrances::default();
         if let Some(fsname) = &self.fsname
-            && !(1..=8).contains(&fsname.get_ref().len())
+            && (!(1..=8).contains(&fsname.get_ref().len())
+                || super::events::mdt_of(fsname.get_ref()).is_err())
         {
             let problem = "a file system's name has 1 to 8 characters".to_owned();
             return Err((Some(fsname.span()), "hsm.fsname", problem));
@@ -164,6 +195,9 @@ impl RawHsm {
                 return Err((Some(id.span()), "hsm.archives", problem));
             }
             archives.push(*id.get_ref());
+        }
+        if archives.is_empty() {
+            archives.clone_from(&original.archive_ids);
         }
         let copytool = match &self.mount {
             None => None,
@@ -192,9 +226,13 @@ impl RawHsm {
             fsname: self.fsname.as_ref().map(|fsname| fsname.get_ref().clone()),
             keep_alive: self.keep_alive.map_or(default.keep_alive, |span| span.0),
             movers: self.movers.as_ref().map(|movers| movers.get_ref().clone()),
-            json_port: self.json_port.as_ref().map(|port| port.get_ref().clone()),
+            json_port: self
+                .json_port
+                .as_ref()
+                .map(|port| port.get_ref().clone())
+                .or_else(|| original.address()),
             heartbeat,
-            grace: self.grace.map_or(default.grace, |span| span.0),
+            grace: self.grace.map(|span| span.0).or(original.grace).unwrap_or(default.grace),
             graces: self.graces.iter().map(|(name, span)| (name.clone(), span.0)).collect(),
         })
     }
@@ -210,20 +248,75 @@ impl RawHsm {
 
     fn reports(&self, original: &coordinatool::Conf) -> Result<Option<reports::Settings>, Problem> {
         let hint = self.reporting_hint.as_ref().or(original.reporting_hint.as_ref());
-        let Some(dir) = &self.reporting_dir else { return Ok(None) };
-        let at = Some(dir.span());
-        if !dir.get_ref().is_absolute() {
-            return Err((at, "hsm.reporting_dir", "not an absolute path".to_owned()));
-        }
+        let (dir, at) = match (&self.reporting_dir, &original.reporting_dir, &self.mount) {
+            (Some(dir), ..) if !dir.get_ref().is_absolute() => {
+                let problem = "not an absolute path".to_owned();
+                return Err((Some(dir.span()), "hsm.reporting_dir", problem));
+            }
+            (Some(dir), ..) => (dir.get_ref().clone(), Some(dir.span())),
+            // The original's is a name below the mount, and without a hint it is off.
+            (None, Some(dir), Some(mount)) if hint.is_some() => {
+                (mount.get_ref().join(dir), Some(mount.span()))
+            }
+            _ => return Ok(None),
+        };
         let problem = "`reporting_hint` is needed, too";
         let hint = hint.ok_or((at, "hsm.reporting_dir", problem.to_owned()))?;
         let interval = self.reporting_interval.map(|span| span.0);
         let interval = interval.or(original.reporting_interval);
         Ok(Some(reports::Settings {
-            dir: dir.get_ref().clone(),
+            dir,
             hint: format!("{hint}="),
             interval: interval.unwrap_or(Duration::from_secs(60)),
         }))
+    }
+
+    fn redis(
+        &self,
+        original: &coordinatool::Conf,
+    ) -> Result<(Option<Target>, Option<Target>), Problem> {
+        let credentials = Credentials {
+            password_file: self.redis_password_file.clone(),
+            ca_file: self.redis_ca_file.clone(),
+            client: None,
+        };
+        let target = |url: &str, credentials: &Credentials, at, key| {
+            let target = Target::new(url, credentials, DEFAULT_TIMEOUT);
+            target.map_err(|error| (at, key, crate::reader::chain(&error)))
+        };
+        if let Some(url) = self.redis.as_ref().filter(|_| self.fsname.is_none()) {
+            let problem = "`fsname` is needed, too: keys are named after it".to_owned();
+            return Err((Some(url.span()), "hsm.redis", problem));
+        }
+        let own = self
+            .redis
+            .as_ref()
+            .map(|url| target(url.get_ref(), &credentials, Some(url.span()), "hsm.redis"));
+        let named = self.coordinatool_redis.as_ref();
+        let url = named.map(|url| url.get_ref().clone()).or_else(|| original.redis_url());
+        let conf = self.coordinatool_conf.as_ref().map(Spanned::span);
+        let at = named.map(Spanned::span).or(conf);
+        if url.is_some() && self.mount.is_some() && self.fsname.is_none() {
+            let problem = "`fsname` is needed, too: requests are filed under it".to_owned();
+            return Err((at, "hsm.coordinatool_redis", problem));
+        }
+        // The original knows neither password nor TLS.
+        let none = Credentials::default();
+        let theirs = url.map(|url| target(&url, &none, at, "hsm.coordinatool_redis"));
+        Ok((own.transpose()?, theirs.transpose()?))
+    }
+
+    fn told(&self) -> Result<Told, Problem> {
+        let Some(events) = &self.events else { return Ok(Told::default()) };
+        Ok(match events.get_ref().as_str() {
+            "off" => Told::Off,
+            "upcalls" => Told::Upcalls,
+            "all" => Told::All,
+            _ => {
+                let problem = "\"off\", \"upcalls\" or \"all\" is needed".to_owned();
+                return Err((Some(events.span()), "hsm.events", problem));
+            }
+        })
     }
 
     fn order(&self) -> Result<Order, Problem> {
@@ -321,4 +414,64 @@ impl RawBatching {
 pub fn prepare(hsm: &Hsm) -> Result<(), (PathBuf, std::io::Error)> {
     let spool: Option<&Path> = hsm.spool.as_deref();
     spool.map_or(Ok(()), |dir| super::spool::create(dir).map_err(|error| (dir.to_owned(), error)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    fn parse(more: &str) -> Result<Config, String> {
+        let text = format!("[server]\nallow_plaintext = true\n[hsm]\n{more}");
+        Config::parse(&text, Path::new("lcapd.toml")).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_file_of_coordinatool_counts_where_nothing_else_is_said() {
+        let dir = tempfile::tempdir().unwrap();
+        let conf = dir.path().join("coordinatool.conf");
+        std::fs::write(
+            &conf,
+            "host 0.0.0.0\narchive_id 2\nclient_grace_ms 5000\narchive_on_hosts tag=n0 agent_0\n\
+             batch_archives_slices_sec 10 20\nreporting_dir .reports\nreporting_hint r\n\
+             reporting_schedule_interval_ms 1000\nnonsense 1\n",
+        )
+        .unwrap();
+        let from = format!("mount = \"/mnt/l\"\ncoordinatool_conf = \"{}\"\n", conf.display());
+        let config = parse(&from).unwrap();
+        let warned = config.warnings();
+        assert!(warned.len() == 1 && warned[0].ends_with("9: nonsense: not known"), "{warned:?}");
+        let hsm = config.hsm.unwrap();
+        assert_eq!(hsm.entrances.json_port.as_deref(), Some("0.0.0.0:5123"));
+        assert_eq!(hsm.entrances.copytool.unwrap().archives, [2]);
+        assert_eq!(hsm.entrances.grace, Duration::from_secs(5));
+        let rules = [Rule::contains("tag=n0", &["agent_0"]).unwrap()];
+        assert_eq!(hsm.queue.scheduler.rules, rules);
+        assert_eq!(hsm.queue.scheduler.batching.map(|b| b.idle), Some(Duration::from_secs(10)));
+        let reports = hsm.reports.unwrap();
+        assert_eq!((&*reports.hint, reports.interval), ("r=", Duration::from_secs(1)));
+        assert_eq!(reports.dir, Path::new("/mnt/l/.reports"));
+
+        let own = "json_port = \"127.0.0.1:1\"\narchives = [7]\ngrace = \"1m\"\n\
+                   archive_on_hosts = [[\"x\", \"h\"]]\nreporting_dir = \"/var/r\"\n";
+        let hsm = parse(&(from.clone() + own)).unwrap().hsm.unwrap();
+        assert_eq!(hsm.entrances.json_port.as_deref(), Some("127.0.0.1:1"));
+        assert_eq!(hsm.entrances.copytool.unwrap().archives, [7]);
+        assert_eq!(hsm.entrances.grace, Duration::from_secs(60));
+        assert_eq!(hsm.queue.scheduler.rules.len(), 2);
+        assert_eq!(hsm.reports.unwrap().dir, Path::new("/var/r"));
+
+        // Where it listens is subject to our own rules.
+        let text = format!("[server]\n[hsm]\n{from}");
+        let error = Config::parse(&text, Path::new("l.toml")).unwrap_err().to_string();
+        assert!(error.contains("hsm.json_port") && error.contains("allow_plaintext"), "{error}");
+        std::fs::write(&conf, "archive_id 0\n").unwrap();
+        assert!(parse(&from).unwrap_err().contains("coordinatool.conf:1: archive_id"));
+    }
+
+    #[test]
+    fn slots_are_more_than_none() {
+        let error = parse("batch_archives = { idle = \"1s\", slots = 0 }\n").unwrap_err();
+        assert!(error.contains("hsm.batch_archives.slots"), "{error}");
+    }
 }

@@ -63,6 +63,21 @@ impl fmt::Display for ConfError {
 }
 
 impl Conf {
+    /// Where the original would listen, if the file says anything about that.
+    pub fn address(&self) -> Option<String> {
+        if self.host.is_none() && self.port.is_none() {
+            return None;
+        }
+        let host = self.host.as_deref().unwrap_or("coordinatool");
+        Some(format!("{host}:{}", self.port.as_deref().unwrap_or("5123")))
+    }
+
+    /// Its Redis, if the file names one.
+    pub fn redis_url(&self) -> Option<String> {
+        let host = self.redis_host.as_deref().filter(|host| !host.is_empty())?;
+        Some(format!("redis://{host}:{}", self.redis_port.unwrap_or(6379)))
+    }
+
     /// Reads a file.
     ///
     /// # Errors
@@ -191,7 +206,7 @@ mod tests {
             reporting_schedule_interval_ms 1000\nbatch_archives_slice_sec 1 2\nmax_archive 3\n",
         )
         .unwrap();
-        assert_eq!((conf.host.as_deref(), conf.port.as_deref()), (Some("coord1"), Some("5124")));
+        assert_eq!(conf.address().as_deref(), Some("coord1:5124"));
         assert_eq!(conf.archive_ids, [2, 16]);
         assert_eq!(conf.grace, Some(Duration::from_secs(5)));
         let rules = [

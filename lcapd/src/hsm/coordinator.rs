@@ -21,13 +21,14 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use lcap_ffi::copytool::{CopytoolApi, Registration};
-use lcap_ffi::hsm::keep_alive;
+use lcap_ffi::hsm::{ActionList, keep_alive};
 use lcap_ffi::poll::wait_readable;
 use lcap_filter::Glob;
 use tracing::{debug, info, warn};
 
 use super::lustre::{FromLustre, ToLustre};
 use super::movers::item_of;
+use super::owner::Owners;
 use crate::wake::Waker;
 
 /// How often the mount and the agents' lists are looked at.
@@ -101,6 +102,8 @@ pub struct Intake {
     pub api: Arc<CopytoolApi>,
     /// With the other thread.
     pub shared: Arc<Shared>,
+    /// Looks up whose files are.
+    pub owners: Option<Owners>,
     /// What it receives.
     pub out: Sender<FromLustre>,
     /// Wakes who takes it.
@@ -246,7 +249,7 @@ impl Intake {
                     Ok(Some(list)) => {
                         any = true;
                         self.shared.stats.lists.fetch_add(1, Ordering::Relaxed);
-                        let _ = self.out.send(FromLustre::List(list));
+                        let _ = self.out.send(self.with_owners(list));
                     }
                     Ok(None) => break,
                     Err(error) => {
@@ -261,6 +264,13 @@ impl Intake {
             self.wake.wake();
         }
         any
+    }
+
+    fn with_owners(&self, list: Vec<u8>) -> FromLustre {
+        let Some(owners) = &self.owners else { return FromLustre::List(list) };
+        let Ok(parsed) = ActionList::parse(&list) else { return FromLustre::List(list) };
+        let found = parsed.items().map(|item| owners.of(item.fid)).collect();
+        FromLustre::Owned(list, found)
     }
 
     fn sleep(&self, links: &VecDeque<Arc<Registration>>, at_most: Duration) {

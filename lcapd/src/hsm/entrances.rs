@@ -18,6 +18,7 @@ use super::json_port::JsonPort;
 use super::json_port::clients::Settings as JsonSettings;
 use super::lustre::{FromLustre, ToLustre};
 use super::movers::{Movers, Settings as MoverSettings};
+use super::owner::Owners;
 use super::service;
 use crate::wake::Waker;
 
@@ -107,19 +108,35 @@ impl std::fmt::Debug for SocketBox {
     }
 }
 
-/// Binds what is to be bound, and loads what is to be loaded. Runs nothing. `stop` ends the thread
-/// that receives, `stop_teller` the one that tells.
+/// What lcapd as a whole lends.
+pub struct Host<'a> {
+    /// For sockets.
+    pub context: &'a zmq::Context,
+    /// Gives a socket its keys.
+    pub secure: &'a dyn Fn(&zmq::Socket) -> Result<(), zmq::Error>,
+    /// This life of lcapd.
+    pub epoch: u64,
+    /// Ends the threads that take requests in, which must end first.
+    pub stop_intake: Arc<AtomicBool>,
+    /// Ends the others.
+    pub stop: Arc<AtomicBool>,
+}
+
+impl std::fmt::Debug for Host<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Host").field("epoch", &self.epoch).finish_non_exhaustive()
+    }
+}
+
+/// Binds what is to be bound, and loads what is to be loaded. Runs nothing.
 ///
 /// # Errors
 /// What cannot be had, and why.
 pub fn open(
     config: &Entrances,
-    context: &zmq::Context,
-    secure: &dyn Fn(&zmq::Socket) -> Result<(), zmq::Error>,
-    epoch: u64,
+    owners: Option<Owners>,
+    host: &Host<'_>,
     wake: &Waker,
-    stop: Arc<AtomicBool>,
-    stop_teller: Arc<AtomicBool>,
 ) -> Result<Opened> {
     let api = config.copytool.as_ref().map(|_| CopytoolApi::load()).transpose()?;
     let fsname: Arc<str> = match (&config.fsname, &api, &config.copytool) {
@@ -143,8 +160,8 @@ pub fn open(
     let socket = match &config.movers {
         None => None,
         Some(endpoint) => {
-            let socket = service::router(context)?;
-            secure(&socket).context("keys of the movers' socket")?;
+            let socket = service::router(host.context)?;
+            (host.secure)(&socket).context("keys of the movers' socket")?;
             socket.set_ipv6(endpoint.contains('['))?;
             socket
                 .bind(endpoint)
@@ -174,10 +191,11 @@ pub fn open(
                 settings: settings.clone(),
                 api,
                 shared: Arc::clone(&shared),
+                owners,
                 out: from_lustre_in.clone(),
                 wake: wake.clone(),
                 waker: Waker::new()?,
-                stop,
+                stop: Arc::clone(&host.stop_intake),
             };
             let teller = Teller {
                 mount: settings.mount.clone(),
@@ -185,12 +203,12 @@ pub fn open(
                 commands: to_lustre_out,
                 out: from_lustre_in,
                 wake: wake.clone(),
-                stop: stop_teller,
+                stop: Arc::clone(&host.stop),
             };
             Some((intake, teller))
         }
         _ => None,
     };
-    let movers = Movers::new(settings, epoch);
+    let movers = Movers::new(settings, host.epoch);
     Ok(Opened { movers, mdt, json, socket, from_lustre, to_lustre, copytool })
 }

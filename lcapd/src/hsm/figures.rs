@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use crossbeam_channel::bounded;
 
-use super::queue::{STATES, State};
+use super::coordinator;
+use super::queue::STATES;
+use super::queue::view::Ages;
 use super::request::Kind;
 use super::scheduler::Now;
 use super::service::{Core, Handle};
@@ -19,8 +21,23 @@ use crate::metrics::{Metrics, Samples};
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Registers everything. The queue is asked once for each scrape.
-pub fn register(metrics: &Metrics, queue: Handle, spool: Option<Arc<spool::Stats>>) {
+pub fn register(
+    metrics: &Metrics,
+    queue: Handle,
+    spool: Option<Arc<spool::Stats>>,
+    lustre: Option<Arc<coordinator::Shared>>,
+) {
     metrics.register(move |samples| {
+        if let Some(lustre) = &lustre {
+            let stats = &lustre.stats;
+            let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+            samples.put(&f::HSM_REGISTERED, &[], stats.registered.load(Ordering::Relaxed));
+            samples.put(&f::HSM_REGISTRATIONS, &[], load(&stats.registrations));
+            samples.put(&f::HSM_LISTS, &[], load(&stats.lists));
+            samples.put(&f::HSM_KEEP_ALIVES, &[], load(&stats.keep_alives));
+            samples.put(&f::HSM_ENDED, &[], load(&stats.failed));
+            samples.put(&f::HSM_LUSTRE_ERRORS, &[], load(&stats.errors));
+        }
         if let Some(stats) = &spool {
             let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
             samples.put(&f::HSM_SPOOL_TAKEN, &[], load(&stats.files));
@@ -37,15 +54,25 @@ pub fn register(metrics: &Metrics, queue: Handle, spool: Option<Arc<spool::Stats
     });
 }
 
+/// One worker or mover.
+struct Of {
+    name: Arc<str>,
+    up: bool,
+    running: [u32; 3],
+    done: [u64; 3],
+    failed: [u64; 3],
+}
+
 struct Figures {
     /// By state, kind.
     counts: Vec<(&'static str, Kind, usize)>,
     /// By kind: admitted, done, failures, cancelled.
     stats: Vec<(Kind, [u64; 4])>,
-    /// By worker and kind.
-    workers: Vec<(Arc<str>, Kind, u64)>,
-    n_workers: usize,
-    oldest: Duration,
+    workers: Vec<Of>,
+    /// Movers and what they would take.
+    rooms: Vec<(Arc<str>, u64)>,
+    waited: Duration,
+    ages: Ages,
     trouble: bool,
 }
 
@@ -61,21 +88,20 @@ impl Figures {
             let all = [&stats.admitted, &stats.done, &stats.failures, &stats.cancelled];
             (kind, all.map(|counts| counts[at]))
         });
-        let done = queue.workers().flat_map(|worker| {
-            let name = &worker.spec.name;
-            Kind::ALL.map(|kind| (Arc::clone(name), kind, worker.done[kind.at()]))
+        let workers = queue.workers().map(|worker| Of {
+            name: Arc::clone(&worker.spec.name),
+            up: worker.connected,
+            running: worker.n_running,
+            done: worker.done,
+            failed: worker.failed,
         });
-        let waits = queue
-            .iter()
-            .filter(|view| matches!(view.state, State::Waiting | State::Delayed(_) | State::Held));
-        let oldest = waits.map(|view| view.request.received_ns).min();
         Self {
             counts: counts.collect(),
             stats: by_kind.to_vec(),
-            workers: done.collect(),
-            n_workers: queue.workers().filter(|worker| worker.connected).count(),
-            oldest: oldest
-                .map_or(Duration::ZERO, |ns| now.saturating_sub(Duration::from_nanos(ns))),
+            workers: workers.collect(),
+            rooms: core.movers.views().map(|mover| (mover.name, mover.room)).collect(),
+            waited: stats.waited,
+            ages: queue.ages(now),
             trouble: core.trouble.is_some(),
         }
     }
@@ -92,11 +118,26 @@ impl Figures {
             samples.put(&f::HSM_FAILURES, &labels, failures);
             samples.put(&f::HSM_CANCELLED, &labels, cancelled);
         }
-        for (worker, kind, done) in self.workers {
-            samples.put(&f::HSM_WORKER_DONE, &[&worker, &word(kind)], done);
+        let n_up = self.workers.iter().filter(|worker| worker.up).count();
+        for Of { name, up, running, done, failed } in self.workers {
+            samples.put(&f::HSM_WORKER_UP, &[&name], up);
+            for kind in Kind::ALL {
+                let (labels, at) = ([&*name, &*word(kind)], kind.at());
+                samples.put(&f::HSM_WORKER_RUNNING, &labels, u64::from(running[at]));
+                samples.put(&f::HSM_WORKER_DONE, &labels, done[at]);
+                samples.put(&f::HSM_WORKER_FAILURES, &labels, failed[at]);
+            }
         }
-        samples.put(&f::HSM_WORKERS, &[], self.n_workers);
-        samples.put(&f::HSM_OLDEST, &[], self.oldest.as_secs_f64());
+        for (mover, room) in self.rooms {
+            samples.put(&f::HSM_MOVER_ROOM, &[&mover], room);
+        }
+        let age = |percent| self.ages.part(percent).unwrap_or_default().as_secs_f64();
+        for (quantile, percent) in [("0.5", 50), ("0.9", 90), ("0.99", 99)] {
+            samples.put(&f::HSM_AGE, &[quantile], age(percent));
+        }
+        samples.put(&f::HSM_OLDEST, &[], age(100));
+        samples.put(&f::HSM_WAITED, &[], self.waited.as_secs_f64());
+        samples.put(&f::HSM_WORKERS, &[], n_up);
         samples.put(&f::HSM_STORE_FAILING, &[], self.trouble);
     }
 }

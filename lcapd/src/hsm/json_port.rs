@@ -79,6 +79,14 @@ impl JsonPort {
         &self.clients
     }
 
+    /// Hangs up on a mover, whose requests others get.
+    pub fn drop_mover(&mut self, name: &str) {
+        let number = self.clients.number_of(name);
+        if let Some(connection) = number.and_then(|number| self.connections.get_mut(&number)) {
+            connection.closing = true;
+        }
+    }
+
     /// What to poll, and whether for writing, too.
     pub fn wants(&self) -> Vec<(RawFd, bool)> {
         let mut fds = vec![(self.listener.as_raw_fd(), false)];

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use super::owner::Owner;
 use super::request::Request;
 
 /// What Lustre is to be told about a request.
@@ -29,6 +30,8 @@ pub enum ToLustre {
 pub enum FromLustre {
     /// A list of requests, as it came.
     List(Vec<u8>),
+    /// The same, and whose each item's file is.
+    Owned(Vec<u8>, Vec<Owner>),
     /// Requests that an MDT says it has sent: lines of `hsm/active_requests`.
     Active(Vec<u8>),
     /// Answer to a keep-alive that was not yes.

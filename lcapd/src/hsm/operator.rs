@@ -64,8 +64,7 @@ pub fn handle(core: &mut Core, op: HsmOp, answer: Answer, now: Now) {
             was_there.then(|| value(&Changed { changed: 1, refused: Vec::new() })).ok_or_else(none)
         }),
         HsmOp::Drop(ask) => {
-            let there = queue.worker(&ask.worker).map(|worker| worker.running.len());
-            queue.drop_worker(&ask.worker, now);
+            let there = core.drop_worker(&ask.worker, now);
             let changed = |changed| value(&Changed { changed, refused: Vec::new() });
             there.map(changed).ok_or_else(|| (libc::ENOENT, format!("no worker {}", ask.worker)))
         }
@@ -207,19 +206,12 @@ fn status(core: &Core, verbose: bool, now: Now) -> Value {
         let kinds = Kind::ALL.map(|kind| (kind.name().to_lowercase(), queue.count(at, kind)));
         (*name, kinds.into_iter().collect::<BTreeMap<_, _>>())
     });
-    let mut ages: Vec<u64> = queue
-        .iter()
-        .filter(|view| !matches!(view.state, State::Running { .. } | State::Dead))
-        .map(|view| {
-            u64::try_from(now.as_nanos()).unwrap_or(0).saturating_sub(view.request.received_ns)
-        })
-        .collect();
-    ages.sort_unstable();
-    let age = |part: usize| {
-        let at = (ages.len() * part / 100).min(ages.len().saturating_sub(1));
-        ages.get(at).map(|ns| *ns as f64 / 1e9)
-    };
+    let ages = queue.ages(now);
+    let age = |percent: usize| ages.part(percent).map(|age| age.as_secs_f64());
     status.insert("states".to_owned(), json!(by_state.collect::<BTreeMap<_, _>>()));
+    let mdt = core.any_mdt();
+    let fsname = mdt.rsplit_once("-MDT").map_or(&*mdt, |(fsname, _)| fsname);
+    status.insert("fsname".to_owned(), fsname.into());
     status.insert("locks".to_owned(), json!(queue.locks()));
     status.insert("ready".to_owned(), json!(queue.scheduler().n_ready()));
     status.insert(
@@ -240,6 +232,7 @@ mod tests {
     use crate::hsm::movers::{Movers, Settings as MoverSettings};
     use crate::hsm::queue::Settings as QueueSettings;
     use crate::hsm::request::Request;
+    use crate::hsm::workers::Workers;
 
     fn core(n: u32) -> Core {
         let mut queue = Queue::new(QueueSettings::default());
@@ -313,6 +306,25 @@ mod tests {
         assert_eq!(status["locks"], json!([{"kind": "archive"}]));
         assert!(ask(&mut core, json!({"do": "unlock"})).is_err());
         ask(&mut core, json!({"do": "unlock", "kind": "archive"})).unwrap();
+    }
+
+    #[test]
+    fn whoever_is_dropped_loses_at_once_what_it_had() {
+        let mut core = core(2);
+        core.workers = Workers::new(Duration::from_secs(60));
+        let op = serde_json::from_value(json!({
+            "do": "fetch", "worker": "w", "instance": 1, "got": 0, "holding": [],
+            "kinds": [], "archive_ids": [], "seq": 1, "n": 2, "wait_ms": 0,
+        }));
+        let op = op.unwrap();
+        let now = Duration::from_secs(2);
+        handle(&mut core, op, Box::new(|_| ()), now);
+        core.settle(now);
+        assert_eq!(core.queue.worker("w").unwrap().running.len(), 2);
+        let done = ask(&mut core, json!({"do": "drop", "worker": "w"})).unwrap();
+        assert_eq!(done, json!({"changed": 2}));
+        assert!(core.queue.worker("w").is_none() && core.queue.scheduler().n_ready() == 2);
+        assert!(ask(&mut core, json!({"do": "drop", "worker": "w"})).is_err());
     }
 
     #[test]

@@ -51,6 +51,8 @@ pub struct Settings {
     pub scheduler: scheduler::Settings,
     /// What happens to what failed.
     pub retry: Retry,
+    /// A worker that runs on for so long after it was told to stop loses the request, which counts as cancelled.
+    pub cancel_limit: Option<Duration>,
 }
 
 /// How often and when a failed request is tried again, if nobody but us would do it.
@@ -298,7 +300,10 @@ pub struct Queue {
     scheduler: Scheduler,
     workers: BTreeMap<Arc<str>, Worker>,
     delayed: BTreeSet<(Now, u64)>,
+    /// Cancelled while they ran, by when that is to be over.
+    stopping: BTreeSet<(Now, u64)>,
     locks: BTreeSet<Lock>,
+    imported: BTreeSet<String>,
     mdts: BTreeSet<Arc<str>>,
     /// By state and kind.
     counts: [[usize; 3]; STATES.len()],
@@ -321,7 +326,9 @@ impl Queue {
             lines: HashMap::new(),
             workers: BTreeMap::new(),
             delayed: BTreeSet::new(),
+            stopping: BTreeSet::new(),
             locks: BTreeSet::new(),
+            imported: BTreeSet::new(),
             mdts: BTreeSet::new(),
             counts: Default::default(),
             stats: view::Stats::default(),
@@ -408,6 +415,7 @@ impl Queue {
             if !entry.cancel {
                 entry.cancel = true;
                 self.dirty.insert(id);
+                self.watch_cancel(id, now);
                 self.event(id, What::CancelRunning(Arc::clone(&worker)));
             }
             return Cancelled::Running(worker);
@@ -415,6 +423,12 @@ impl Queue {
         let request = Arc::clone(&entry.request);
         self.free_cancelled(id, now);
         Cancelled::Freed(request)
+    }
+
+    fn watch_cancel(&mut self, id: u64, now: Now) {
+        if let Some(limit) = self.settings.cancel_limit {
+            self.stopping.insert((now + limit, id));
+        }
     }
 
     fn free_cancelled(&mut self, id: u64, now: Now) {
@@ -440,10 +454,34 @@ impl Queue {
         self.wake = true;
     }
 
+    /// A worker that is not there, but may come and say what it runs.
+    pub fn remember(&mut self, name: &str, grace: Duration, now: Now) {
+        let name: Arc<str> = name.into();
+        let remembered = || Worker::remembered(Arc::clone(&name), grace, now);
+        self.workers.entry(Arc::clone(&name)).or_insert_with(remembered);
+    }
+
+    /// Whether everything was taken over from there once.
+    pub fn has_imported(&self, from: &str) -> bool {
+        self.imported.contains(from)
+    }
+
+    /// Notes that it was.
+    pub fn set_imported(&mut self, from: &str) {
+        self.meta_dirty |= self.imported.insert(from.to_owned());
+    }
+
     /// A sign of life.
     pub fn heard(&mut self, worker: &str, now: Now) {
         if let Some(worker) = self.workers.get_mut(worker) {
             worker.heard = now;
+        }
+    }
+
+    /// For so long nobody could be answered: who was silent meanwhile may have waited for us.
+    pub fn excuse(&mut self, pause: Duration, now: Now) {
+        for worker in self.workers.values_mut() {
+            worker.heard = (worker.heard + pause).min(now).max(worker.heard);
         }
     }
 
@@ -656,6 +694,15 @@ impl Queue {
             self.set_state(id, State::Waiting);
             self.make_ready(id, now);
         }
+        while let Some(&(until, id)) = self.stopping.first()
+            && until <= now
+        {
+            self.stopping.pop_first();
+            let ignored = self.entries.get(&id).is_some_and(|entry| entry.cancel);
+            if ignored && self.stop_running(id).is_some() {
+                self.free_cancelled(id, now);
+            }
+        }
         let dead = self.workers.values().filter(|worker| worker.dies_at() <= Some(now));
         let dead = dead.filter(|worker| worker.dies_at().is_some());
         for name in dead.map(|worker| Arc::clone(&worker.spec.name)).collect::<Vec<_>>() {
@@ -669,9 +716,10 @@ impl Queue {
     /// When [`Self::tick`] has something to do.
     pub fn next_deadline(&self, now: Now) -> Option<Now> {
         let delayed = self.delayed.first().map(|&(until, _)| until);
+        let stopping = self.stopping.first().map(|&(until, _)| until);
         let deaths = self.workers.values().filter_map(Worker::dies_at).min();
         let slots = self.scheduler.next_deadline(now);
-        [delayed, deaths, slots].into_iter().flatten().min()
+        [delayed, stopping, deaths, slots].into_iter().flatten().min()
     }
 
     // --- operators ---

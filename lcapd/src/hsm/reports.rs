@@ -111,16 +111,22 @@ impl Writer {
             }
             if Instant::now() >= next {
                 next = Instant::now() + self.interval();
-                let Some((used, progress)) = self.look() else { continue };
-                for (value, line) in progress {
-                    self.write(&value, &line);
-                }
-                for value in over.iter().filter(|value| !used.contains(*value)) {
-                    let _ = fs::remove_file(self.settings.dir.join(value));
-                }
-                over = self.files().difference(&used).cloned().collect();
+                over = self.tend(over);
             }
         }
+    }
+
+    /// Tells how far who waits is, and removes files of values that were over already the last time. Returns those that
+    /// are over now.
+    fn tend(&self, over: BTreeSet<String>) -> BTreeSet<String> {
+        let Some((used, progress)) = self.look() else { return over };
+        for (value, line) in progress {
+            self.write(&value, &line);
+        }
+        for value in over.difference(&used) {
+            let _ = fs::remove_file(self.settings.dir.join(value));
+        }
+        self.files().difference(&used).cloned().collect()
     }
 
     fn interval(&self) -> Duration {
@@ -183,18 +189,73 @@ fn look(queue: &Queue, hint: &str) -> Look {
 
 #[cfg(test)]
 mod tests {
+    use std::thread;
+
     use lcap_ffi::Fid;
 
     use super::*;
+    use crate::hsm::movers::{Movers, Settings as MoverSettings};
     use crate::hsm::queue::{Arrival, Outcome, Settings as QueueSettings, WorkerSpec};
     use crate::hsm::request::Source;
     use crate::hsm::scheduler::Wants;
+    use crate::hsm::service::{Core, Job};
+    use crate::wake::Waker;
 
     fn restore(oid: u32, data: &str) -> Request {
         let fid = Fid { seq: 1, oid, ver: 0 };
         let mut request = Request::new(Source::Upcall, "l-MDTffff".into(), Kind::Restore, fid, 1);
         request.data = data.as_bytes().into();
         request
+    }
+
+    #[test]
+    fn files_stay_while_somebody_uses_them_and_are_gone_two_looks_later() {
+        let now = Duration::from_secs(1);
+        let dir = tempfile::tempdir().unwrap();
+        let (jobs, jobs_in) = unbounded::<Job>();
+        let (_sender, lines) = lines();
+        let writer = Writer {
+            settings: Settings { dir: dir.path().into(), hint: "r=".into(), interval: now },
+            queue: Handle::new(jobs, Waker::new().unwrap()),
+            lines,
+            stop: Arc::default(),
+        };
+        let movers = MoverSettings {
+            fsname: "l".into(),
+            heartbeat: now,
+            grace: now,
+            graces: BTreeMap::new(),
+        };
+        let queue = Queue::new(QueueSettings::default());
+        let mut core =
+            Core::new(queue, Movers::new(movers, 1), None, "l-MDTffff".into(), None, now);
+        let mut over = BTreeSet::new();
+        let mut tend = |core: &mut Core| {
+            over = thread::scope(|scope| {
+                let tending = scope.spawn(|| writer.tend(std::mem::take(&mut over)));
+                jobs_in.recv().unwrap()(core, now);
+                tending.join().unwrap()
+            });
+        };
+        let file = dir.path().join("job-1");
+        let lines = || fs::read_to_string(&file).unwrap().lines().count();
+        let id = core.queue.admit(restore(1, "r=job-1"), Arrival::Sent, now).id();
+        for n in 1..=3 {
+            tend(&mut core);
+            assert_eq!(lines(), n, "a line for each look");
+        }
+        core.queue.cancel(id, now);
+        tend(&mut core);
+        assert_eq!(lines(), 3);
+        // Used again, elsewhere in the data, before it was gone.
+        let id = core.queue.admit(restore(2, "x=1,r=job-1"), Arrival::Sent, now).id();
+        tend(&mut core);
+        assert_eq!(lines(), 4);
+        core.queue.cancel(id, now);
+        tend(&mut core);
+        assert!(file.exists());
+        tend(&mut core);
+        assert!(!file.exists());
     }
 
     #[test]

@@ -10,6 +10,8 @@
 
 pub mod hosts;
 pub mod slots;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;

@@ -19,6 +19,7 @@ use super::active;
 use super::json_port::JsonPort;
 use super::lustre::{FromLustre, ToLustre};
 use super::movers::{Movers, Output, request_of};
+use super::owner::Owner;
 use super::queue::{Arrival, Cancelled, Changes, Event, Queue, State, What};
 use super::scheduler::Now;
 use super::store::SpoolMarks;
@@ -31,6 +32,8 @@ const BURST: usize = 256;
 const LISTS: usize = 256;
 /// Keep-alives that may wait for Lustre.
 const MAX_KEEP_ALIVES: usize = 256;
+/// Waking up so much too late is a pause for which nobody else is to blame.
+const OVERSLEPT: Duration = Duration::from_millis(250);
 /// Before a failed write is tried again.
 const WRITE_AGAIN: Duration = Duration::from_secs(1);
 
@@ -58,7 +61,7 @@ impl Handle {
     }
 }
 
-/// Told of everything that happens to requests.
+/// Told of everything that happens to requests, once it is on disk.
 pub type Observer = Box<dyn FnMut(&Event, Now) + Send>;
 
 /// What the thread decides with; no I/O.
@@ -82,7 +85,9 @@ pub struct Core {
     /// Requests of Lustre's, in the order in which they are due.
     due: VecDeque<(Now, u64)>,
     to_lustre: Vec<ToLustre>,
-    observer: Option<Observer>,
+    observers: Vec<Observer>,
+    /// What observers have not been told yet.
+    unobserved: Vec<(Event, Now)>,
 }
 
 impl std::fmt::Debug for Core {
@@ -114,7 +119,8 @@ impl Core {
             keep_alive,
             due: VecDeque::new(),
             to_lustre: Vec::new(),
-            observer: None,
+            observers: Vec::new(),
+            unobserved: Vec::new(),
         };
         let mut known: Vec<u64> = core
             .queue
@@ -133,15 +139,37 @@ impl Core {
         Arc::clone(&self.mdt)
     }
 
-    /// Sees everything that happens to requests.
-    pub fn set_observer(&mut self, observer: Observer) {
-        self.observer = Some(observer);
+    /// Has somebody told of everything that happens to requests.
+    pub fn add_observer(&mut self, observer: Observer) {
+        self.observers.push(observer);
+    }
+
+    fn tell_observers(&mut self) {
+        for (event, at) in self.unobserved.drain(..) {
+            for observer in &mut self.observers {
+                observer(&event, at);
+            }
+        }
+    }
+
+    /// Ends a mover or worker, of whatever kind: others get at once what it has. How much that was; `None` if there
+    /// is none of that name.
+    pub fn drop_worker(&mut self, name: &str, now: Now) -> Option<usize> {
+        let had = self.queue.worker(name)?.running.len();
+        // It hears of it, and may come back with nothing; a worker hears of it with its next report.
+        self.movers.drop_mover(&mut self.queue, name, now);
+        if let Some(json) = &mut self.json {
+            json.drop_mover(name);
+        }
+        self.queue.drop_worker(name, now);
+        Some(had)
     }
 
     /// Something that Lustre said.
     pub fn on_lustre(&mut self, said: FromLustre, now: Now) {
         match said {
-            FromLustre::List(bytes) => self.on_list(&bytes, now),
+            FromLustre::List(bytes) => self.on_list(&bytes, &[], now),
+            FromLustre::Owned(bytes, owners) => self.on_list(&bytes, &owners, now),
             FromLustre::Active(text) => self.on_active(&text, now),
             FromLustre::Trouble { id, errno } => {
                 if errno == libc::ENOENT {
@@ -152,7 +180,7 @@ impl Core {
         }
     }
 
-    fn on_list(&mut self, bytes: &[u8], now: Now) {
+    fn on_list(&mut self, bytes: &[u8], owners: &[Owner], now: Now) {
         let list = match ActionList::parse(bytes) {
             Ok(list) => list,
             Err(error) => {
@@ -161,7 +189,7 @@ impl Core {
             }
         };
         let mdt = Arc::clone(&self.mdt);
-        for item in list.items() {
+        for (nth, item) in list.items().enumerate() {
             if item.action == HsmAction::Cancel.number() {
                 let found = self.queue.find(&mdt, item.cookie, item.fid);
                 let cancelled = found.map_or(Cancelled::Unknown, |id| self.queue.cancel(id, now));
@@ -176,10 +204,11 @@ impl Core {
                 }
                 continue;
             }
-            let Some(request) = request_of(&mdt, &list, &item) else {
+            let Some(mut request) = request_of(&mdt, &list, &item) else {
                 warn!(action = item.action, cookie = item.cookie, "an action that is not known");
                 continue;
             };
+            owners.get(nth).copied().unwrap_or(Owner::UNKNOWN).put(&mut request);
             self.queue.admit(request, Arrival::Sent, now);
         }
     }
@@ -247,11 +276,12 @@ impl Core {
             if let Some(json) = &mut self.json {
                 json.on_event(event);
             }
-            if let Some(observer) = &mut self.observer {
-                observer(event, now);
-            }
         }
-        !events.is_empty()
+        let any = !events.is_empty();
+        if !self.observers.is_empty() {
+            self.unobserved.extend(events.into_iter().map(|event| (event, now)));
+        }
+        any
     }
 
     /// What Lustre is to be told, at most so many keep-alives.
@@ -359,9 +389,14 @@ impl Service {
         let mut unwritten: Option<Changes> = None;
         let mut outputs: Vec<Output> = Vec::new();
         let mut write_at = Instant::now();
+        let mut turned = clock.now();
         loop {
             let stopping = self.stop.load(Ordering::Relaxed);
             let now = clock.now();
+            if self.core.trouble.is_some() {
+                self.core.queue.excuse(now.saturating_sub(turned), now);
+            }
+            turned = now;
             let mut busy = self.take_messages(now);
             busy |= self.take_from_lustre(now);
             for job in self.jobs.try_iter() {
@@ -375,8 +410,11 @@ impl Service {
             merge(&mut unwritten, self.core.queue.take_changes());
             let nothing = unwritten.is_none() && self.core.spool_marks.is_empty();
             if nothing || write_at <= Instant::now() {
-                match self.write(&mut unwritten) {
-                    Ok(()) => self.send(&mut outputs, now),
+                let written = self.write(&mut unwritten);
+                turned = clock.now();
+                self.core.queue.excuse(turned.saturating_sub(now), turned);
+                match written {
+                    Ok(()) => self.send(&mut outputs, turned),
                     Err(problem) => {
                         self.core.trouble = Some(problem.clone());
                         error!(
@@ -412,6 +450,7 @@ impl Service {
         for then in std::mem::take(&mut self.core.after_commit) {
             then();
         }
+        self.core.tell_observers();
         Ok(())
     }
 
@@ -465,6 +504,7 @@ impl Service {
             let left = left.into_iter().chain(wait).min().unwrap_or(Duration::from_secs(60));
             // Rounded up: a poll that returns a moment too early would spin.
             let timeout = (left + Duration::from_micros(999)).as_millis();
+            let asleep = Instant::now();
             let mut items = vec![zmq::PollItem::from_fd(self.waker.raw_fd(), zmq::POLLIN)];
             items.extend(self.socket.iter().map(|socket| socket.as_poll_item(zmq::POLLIN)));
             let json: Vec<(RawFd, bool)> =
@@ -476,6 +516,11 @@ impl Service {
                 )
             }));
             let _ = zmq::poll(&mut items, i64::try_from(timeout).unwrap_or(60_000));
+            let slept = asleep.elapsed();
+            if slept > left + OVERSLEPT {
+                // We were stopped, or the machine was: others may have waited for us all the time.
+                self.core.queue.excuse(slept, clock.now());
+            }
         }
         self.waker.awake();
     }

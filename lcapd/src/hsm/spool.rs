@@ -21,11 +21,12 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam_channel::bounded;
 use lcap_ffi::Fid;
-use lcap_upcall::request::{Action, MAX_FILE_BYTES, Request as Upcall};
+use lcap_upcall::request::{MAX_FILE_BYTES, Request as Upcall};
 use lcap_upcall::spool::{BAD, NEW, RequestId, TMP};
 use rustix::fs::inotify;
 use tracing::{error, info, warn};
 
+use super::owner::{Owner, Owners};
 use super::queue::{Arrival, Queue};
 use super::request::{Kind, Request, Source};
 use super::scheduler::Now;
@@ -58,6 +59,8 @@ pub struct Intake {
     pub dir: PathBuf,
     /// The queue.
     pub queue: Handle,
+    /// Looks up whose files are.
+    pub owners: Option<Owners>,
     /// Files whose requests are in the queue.
     pub taken: BTreeSet<RequestId>,
     /// Figures.
@@ -160,25 +163,30 @@ impl Intake {
     }
 
     fn take(&mut self, files: &[RequestId]) -> Result<(), Gone> {
-        let mut read: Vec<(RequestId, Upcall)> = Vec::new();
+        let mut read: Vec<(RequestId, Upcall, Vec<Owner>)> = Vec::new();
         for id in files.iter().filter(|id| !self.taken.contains(id)) {
             let path = self.dir.join(NEW).join(id.to_string());
             match read_file(&path) {
-                Ok(Ok(request)) => read.push((*id, request)),
+                Ok(Ok(request)) => {
+                    let fids = request.fids.iter().copied().map(fid_of);
+                    let owners = self.owners.as_ref();
+                    let owners = owners.map(|owners| fids.map(|fid| owners.of(fid)).collect());
+                    read.push((*id, request, owners.unwrap_or_default()));
+                }
                 Ok(Err(problem)) => self.set_aside(Path::new(&id.to_string()), &problem)?,
                 // An upcall that could not sync has taken it back.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(error.into()),
             }
         }
-        let ids: Vec<RequestId> = read.iter().map(|(id, _)| *id).collect();
+        let ids: Vec<RequestId> = read.iter().map(|(id, ..)| *id).collect();
         let n = ids.len() as u64;
         if n > 0 {
             let (stored, is_stored) = bounded(1);
             let marks = ids.clone();
             self.queue.call(move |core, now| {
-                for (id, upcall) in &read {
-                    admit(&mut core.queue, *id, upcall, now);
+                for (id, upcall, owners) in &read {
+                    admit(&mut core.queue, *id, upcall, owners, now);
                 }
                 core.spool_marks.taken.extend(marks);
                 core.after_commit.push(Box::new(move || {
@@ -266,28 +274,43 @@ fn drain(fd: &OwnedFd) {
     while rustix::io::read(fd, &mut events).is_ok_and(|n| n > 0) {}
 }
 
+/// The upcall's own type, because it links nothing of ours.
+fn fid_of(fid: lcap_upcall::request::Fid) -> Fid {
+    Fid { seq: fid.seq, oid: fid.oid, ver: fid.ver }
+}
+
 /// Puts an upcall's request into the queue, a request for each file.
-fn admit(queue: &mut Queue, id: RequestId, upcall: &Upcall, now: Now) {
+fn admit(queue: &mut Queue, id: RequestId, upcall: &Upcall, owners: &[Owner], now: Now) {
     let mdt: Arc<str> = format!("{}-MDTffff", upcall.fsname).into();
-    let fids = upcall.fids.iter().map(|fid| Fid { seq: fid.seq, oid: fid.oid, ver: fid.ver });
-    let kind = match upcall.action {
-        Action::Archive => Kind::Archive,
-        Action::Restore => Kind::Restore,
-        Action::Remove => Kind::Remove,
-        Action::Cancel => {
-            let ids: Vec<u64> = fids.flat_map(|fid| queue.of_file(&mdt, fid)).collect();
-            for id in ids {
-                queue.cancel(id, now);
-            }
-            return;
+    let fids = upcall.fids.iter().copied().map(fid_of);
+    let Some(kind) = Kind::from_number(upcall.action as u32) else {
+        let ids: Vec<u64> = fids.flat_map(|fid| queue.of_file(&mdt, fid)).collect();
+        for id in ids {
+            queue.cancel(id, now);
         }
+        return;
     };
-    for fid in fids {
+    for (nth, fid) in fids.enumerate() {
         let mdt = Arc::clone(&mdt);
         let mut request = Request::new(Source::Upcall, mdt, kind, fid, upcall.archive_id);
         request.flags = upcall.flags;
         request.data = upcall.data.as_slice().into();
         request.received_ns = id.time_ns;
+        owners.get(nth).copied().unwrap_or(Owner::UNKNOWN).put(&mut request);
         queue.admit(request, Arrival::Sent, now);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lcap_ffi::hsm::HsmAction;
+    use lcap_upcall::request::Action;
+
+    #[test]
+    fn the_upcall_has_the_same_words_and_numbers_for_actions() {
+        for action in Action::ALL {
+            let ours = HsmAction::from_number(action as u32).unwrap();
+            assert_eq!((ours.name(), ours.number()), (action.name(), action as u32));
+        }
     }
 }

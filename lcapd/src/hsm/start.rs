@@ -3,7 +3,6 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context as _, Result};
 use crossbeam_channel::unbounded;
@@ -11,12 +10,17 @@ use tracing::{info, warn};
 
 use super::config::{Hsm, prepare};
 use super::coordinator::{self, Teller};
-use super::entrances;
+use super::entrances::{self, Host};
+use super::events;
+use super::original;
+use super::owner::Owners;
 use super::queue::Queue;
+use super::redis_store::RedisStore;
 use super::reports;
+use super::scheduler::Now;
 use super::service::{Clock, Core, Handle, Service};
 use super::spool::{self, Intake};
-use super::store::HsmStore;
+use super::store::{HsmStore, Kept, Loaded};
 use super::workers::Workers;
 use crate::wake::Waker;
 
@@ -33,55 +37,82 @@ pub struct Started {
     pub copytool: Option<(coordinator::Intake, Teller)>,
     /// The thread that writes files for users.
     pub reports: Option<reports::Writer>,
+    /// The thread that writes events for streams; ends after the queue's.
+    pub events: Option<events::Teller>,
     /// Wakes the queue's thread.
     pub waker: Waker,
 }
 
-/// Opens what is on disk and puts the parts together; runs nothing yet. `stop` ends the queue's thread,
-/// `stop_intake` the spool's, which must end first.
+fn open_store(hsm: &Hsm, state_dir: &Path) -> Result<(Kept, Loaded)> {
+    let Some(target) = &hsm.redis else {
+        let (file, loaded) = HsmStore::open(state_dir)?;
+        return Ok((Kept::File(file), loaded));
+    };
+    let fsname = hsm.entrances.fsname.as_deref().unwrap_or("lustre");
+    let opened = RedisStore::open(target, fsname);
+    let (redis, loaded) =
+        opened.with_context(|| format!("the queue of HSM requests in Redis at {target}"))?;
+    Ok((Kept::Redis(Box::new(redis)), loaded))
+}
+
+/// Once in the life of the queue: what coordinatool has in its Redis.
+fn take_over(hsm: &Hsm, queue: &mut Queue, now: Now) -> Result<()> {
+    let Some(target) = &hsm.original_redis else { return Ok(()) };
+    let from = target.to_string();
+    if queue.has_imported(&from) {
+        return Ok(());
+    }
+    let fsname = hsm.entrances.fsname.as_deref().unwrap_or("lustre");
+    let mdt = format!("{fsname}-MDTffff").into();
+    let found = original::read(target, &mdt).with_context(|| {
+        format!("coordinatool's requests in Redis at {from} (to start without them, leave out `coordinatool_redis`, and `redis_host` of its configuration)")
+    })?;
+    original::import(queue, found, hsm.entrances.grace, now);
+    queue.set_imported(&from);
+    Ok(())
+}
+
+/// Opens what is on disk and puts the parts together; runs nothing yet. What happens to requests is told to `targets`.
 ///
 /// # Errors
 /// What cannot be opened, and why.
 pub fn build(
     hsm: &Hsm,
     state_dir: &Path,
-    context: &zmq::Context,
-    secure: &dyn Fn(&zmq::Socket) -> Result<(), zmq::Error>,
-    epoch: u64,
-    stop: Arc<AtomicBool>,
-    stop_intake: Arc<AtomicBool>,
+    targets: Vec<events::Target>,
+    host: &Host<'_>,
 ) -> Result<Started> {
     prepare(hsm).map_err(|(dir, error)| {
         anyhow::Error::new(error).context(format!("cannot make the spool {}", dir.display()))
     })?;
-    let (mut store, loaded) = HsmStore::open(state_dir)?;
+    let (mut store, loaded) = open_store(hsm, state_dir)?;
     if loaded.n_bad > 0 {
-        warn!(n = loaded.n_bad, "requests that cannot be read are set aside in hsm.redb");
+        warn!(n = loaded.n_bad, "requests that cannot be read are set aside");
     }
     let now = Clock::default().now();
     info!(requests = loaded.requests.len(), "HSM requests from before");
-    let grace = hsm.lease.max(hsm.entrances.grace);
-    let queue = Queue::recover(hsm.queue.clone(), loaded.meta, loaded.requests, grace, now);
+    let mut queue = Queue::recover(hsm.queue.clone(), loaded.meta, loaded.requests, now);
+    take_over(hsm, &mut queue, now)?;
     let waker = Waker::new()?;
     let (jobs, jobs_in) = unbounded();
     let handle = Handle::new(jobs, waker.clone());
-    let opened = entrances::open(
-        &hsm.entrances,
-        context,
-        secure,
-        epoch,
-        &waker,
-        Arc::clone(&stop_intake),
-        Arc::clone(&stop),
-    )?;
+    let mount = hsm.entrances.copytool.as_ref().map(|copytool| copytool.mount.as_path());
+    let owners = mount.and_then(|mount| Owners::new(mount, &hsm.queue.scheduler.share_by));
+    let opened = entrances::open(&hsm.entrances, owners.clone(), host, &waker)?;
     let keep_alive = opened.copytool.as_ref().map(|_| hsm.entrances.keep_alive);
     let mut core = Core::new(queue, opened.movers, opened.json, opened.mdt, keep_alive, now);
     core.workers = Workers::new(hsm.lease);
     let reports = hsm.reports.as_ref().map(|settings| {
         let (sender, lines) = reports::lines();
-        core.set_observer(reports::observer(settings.hint.clone(), sender));
-        let (queue, stop) = (handle.clone(), Arc::clone(&stop_intake));
+        core.add_observer(reports::observer(settings.hint.clone(), sender));
+        let (queue, stop) = (handle.clone(), Arc::clone(&host.stop_intake));
         reports::Writer { settings: settings.clone(), queue, lines, stop }
+    });
+    let events = (!targets.is_empty()).then(|| {
+        let stop = Arc::clone(&host.stop);
+        let (observer, teller) = events::tell(&core.queue, hsm.told, targets, stop, now);
+        core.add_observer(observer);
+        teller
     });
     let service = Service {
         core,
@@ -89,23 +120,22 @@ pub fn build(
         from_lustre: opened.from_lustre,
         to_lustre: opened.to_lustre,
         jobs: jobs_in,
-        commit: Box::new(move |changes, marks| {
-            store.commit(changes, marks).map_err(|error| crate::reader::chain(&error))
-        }),
+        commit: Box::new(move |changes, marks| store.commit(changes, marks)),
         waker: waker.clone(),
-        stop,
+        stop: Arc::clone(&host.stop),
     };
     let intake = match &hsm.spool {
         None => None,
         Some(dir) => Some(Intake {
             dir: dir.clone(),
             queue: handle.clone(),
+            owners,
             taken: loaded.taken,
             stats: Arc::new(spool::Stats::default()),
             waker: Waker::new().context("a waker")?,
-            stop: stop_intake,
+            stop: Arc::clone(&host.stop_intake),
         }),
     };
     let copytool = opened.copytool;
-    Ok(Started { queue: handle, service, intake, copytool, reports, waker })
+    Ok(Started { queue: handle, service, intake, copytool, reports, events, waker })
 }

@@ -5,18 +5,19 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use lcap_upcall::spool::RequestId;
-use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition};
+use redb::{ReadTransaction, ReadableTable as _, TableDefinition, WriteTransaction};
 use tracing::error;
 
 use super::queue::{Changes, Meta, Saved};
-use crate::store::StoreError;
+use super::redis_store::RedisStore;
+use crate::db::{DbFile, Schema, StoreError};
+use crate::reader::chain;
 
+const SCHEMA: Schema = Schema { table: SCHEMAS, key: "hsm", version: 1 };
 /// Version of the tables below.
-const SCHEMA: u64 = 1;
-
 const SCHEMAS: TableDefinition<'_, &str, u64> = TableDefinition::new("schema");
 /// [`Meta`] as JSON, under "meta".
 const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
@@ -56,17 +57,31 @@ impl SpoolMarks {
     }
 }
 
-/// The open file.
+/// Where the queue is kept.
 #[derive(Debug)]
-pub struct HsmStore {
-    path: PathBuf,
-    /// None after a failed commit: redb then refuses everything until the file is opened again.
-    db: Option<Database>,
+pub enum Kept {
+    /// In the state directory.
+    File(HsmStore),
+    /// In Redis.
+    Redis(Box<RedisStore>),
 }
 
-fn commit_error(error: impl Into<redb::Error>) -> StoreError {
-    StoreError::Commit(Box::new(error.into()))
+impl Kept {
+    /// Writes all of it or nothing; returns when it is safe. The error is for people.
+    ///
+    /// # Errors
+    /// If it could not be written; it may be tried again.
+    pub fn commit(&mut self, changes: Option<&Changes>, marks: &SpoolMarks) -> Result<(), String> {
+        match self {
+            Self::File(file) => file.commit(changes, marks).map_err(|error| chain(&error)),
+            Self::Redis(redis) => redis.commit(changes, marks).map_err(|error| chain(&error)),
+        }
+    }
 }
+
+/// The open file.
+#[derive(Debug)]
+pub struct HsmStore(DbFile);
 
 impl HsmStore {
     /// Opens or creates `state_dir/hsm.redb` and reads all of it.
@@ -74,29 +89,19 @@ impl HsmStore {
     /// # Errors
     /// If it cannot be opened, is in use, or from a newer release.
     pub fn open(state_dir: &Path) -> Result<(Self, Loaded), StoreError> {
-        let path = state_dir.join("hsm.redb");
-        let failed = |source: Box<dyn std::error::Error + Send + Sync>| StoreError::Open {
-            path: path.clone(),
-            source,
-        };
-        std::fs::create_dir_all(state_dir).map_err(|error| failed(error.into()))?;
-        let db = match Database::create(&path) {
-            Ok(db) => db,
-            Err(redb::DatabaseError::DatabaseAlreadyOpen) => {
-                return Err(StoreError::InUse { path });
-            }
-            Err(error) => return Err(failed(error.into())),
-        };
-        let found = prepare(&db).map_err(|error| failed(error.into()))?;
-        if found > SCHEMA {
-            return Err(StoreError::Newer { path, found });
-        }
-        let (mut loaded, bad) = load(&db).map_err(|error| failed(error.into()))?;
+        let mut file = DbFile::open(state_dir, "hsm.redb", SCHEMA, |tx| {
+            tx.open_table(META)?;
+            tx.open_table(REQUESTS)?;
+            tx.open_table(BAD)?;
+            tx.open_table(TAKEN)?;
+            Ok(())
+        })?;
+        let (mut loaded, bad) = file.read(|tx| load(tx).map_err(Into::into))?;
         if !bad.is_empty() {
-            set_aside(&db, &bad).map_err(|error| failed(error.into()))?;
+            file.write(|tx| set_aside(tx, &bad))?;
             loaded.n_bad += bad.len() as u64;
         }
-        Ok((Self { path, db: Some(db) }, loaded))
+        Ok((Self(file), loaded))
     }
 
     /// Writes all of it or nothing; returns when it is on disk.
@@ -108,38 +113,11 @@ impl HsmStore {
         changes: Option<&Changes>,
         marks: &SpoolMarks,
     ) -> Result<(), StoreError> {
-        let db = match self.db.take() {
-            Some(db) => db,
-            None => Database::create(&self.path).map_err(commit_error)?,
-        };
-        let tx = db.begin_write().map_err(commit_error)?;
-        apply(&tx, changes, marks).map_err(commit_error)?;
-        tx.commit().map_err(commit_error)?;
-        self.db = Some(db);
-        Ok(())
+        self.0.write(|tx| apply(tx, changes, marks))
     }
 }
 
-fn prepare(db: &Database) -> Result<u64, redb::Error> {
-    let tx = db.begin_write()?;
-    let found = {
-        let mut schemas = tx.open_table(SCHEMAS)?;
-        let found = schemas.get("hsm")?.map(|found| found.value());
-        if found.is_none() {
-            schemas.insert("hsm", SCHEMA)?;
-        }
-        tx.open_table(META)?;
-        tx.open_table(REQUESTS)?;
-        tx.open_table(BAD)?;
-        tx.open_table(TAKEN)?;
-        found.unwrap_or(SCHEMA)
-    };
-    tx.commit()?;
-    Ok(found)
-}
-
-fn load(db: &Database) -> Result<(Loaded, Vec<u64>), redb::Error> {
-    let tx = db.begin_read()?;
+fn load(tx: &ReadTransaction) -> Result<(Loaded, Vec<u64>), redb::Error> {
     let (mut loaded, mut bad) = (Loaded::default(), Vec::new());
     if let Some(meta) = tx.open_table(META)?.get("meta")? {
         // Ids come back with their requests; what is locked would be lost.
@@ -173,22 +151,18 @@ fn load(db: &Database) -> Result<(Loaded, Vec<u64>), redb::Error> {
     Ok((loaded, bad))
 }
 
-fn set_aside(db: &Database, ids: &[u64]) -> Result<(), redb::Error> {
-    let tx = db.begin_write()?;
-    {
-        let (mut requests, mut bad) = (tx.open_table(REQUESTS)?, tx.open_table(BAD)?);
-        for id in ids {
-            if let Some(value) = requests.remove(id)? {
-                bad.insert(id, value.value())?;
-            }
+fn set_aside(tx: &WriteTransaction, ids: &[u64]) -> Result<(), redb::Error> {
+    let (mut requests, mut bad) = (tx.open_table(REQUESTS)?, tx.open_table(BAD)?);
+    for id in ids {
+        if let Some(value) = requests.remove(id)? {
+            bad.insert(id, value.value())?;
         }
     }
-    tx.commit()?;
     Ok(())
 }
 
 fn apply(
-    tx: &redb::WriteTransaction,
+    tx: &WriteTransaction,
     changes: Option<&Changes>,
     marks: &SpoolMarks,
 ) -> Result<(), redb::Error> {
@@ -252,9 +226,8 @@ mod tests {
         let marks = SpoolMarks { taken: Vec::new(), gone: vec![spool_id(1)] };
         store.commit(queue.take_changes().as_ref(), &marks).unwrap();
 
-        let tx = store.db.as_ref().unwrap().begin_write().unwrap();
-        tx.open_table(REQUESTS).unwrap().insert(4, &b"{\"request\":"[..]).unwrap();
-        tx.commit().unwrap();
+        let damage = &b"{\"request\":"[..];
+        store.0.write(|tx| Ok(tx.open_table(REQUESTS)?.insert(4, damage).map(drop)?)).unwrap();
         drop(store);
         for _ in 0..2 {
             let (store, loaded) = HsmStore::open(dir.path()).unwrap();

@@ -113,6 +113,11 @@ impl Clients {
         self.by_worker.contains_key(worker)
     }
 
+    /// The connection of a mover.
+    pub fn number_of(&self, worker: &str) -> Option<u64> {
+        self.by_worker.get(worker).copied()
+    }
+
     /// A new connection.
     pub fn connected(&mut self, number: u64, address: &str) {
         let address = address.to_owned();
@@ -247,7 +252,7 @@ impl Clients {
         let held = object.get("hai_list").and_then(Value::as_array).filter(|_| id.is_some());
         let mut ids = BTreeSet::new();
         for item in held.into_iter().flatten() {
-            let Some(request) = self.request_of(item) else { continue };
+            let Some(request) = request_of(item, &self.settings.mdt) else { continue };
             let id = queue.admit(request, Arrival::Listed, now).id();
             if queue.claim(id, &name, now).is_ok() {
                 ids.insert(id);
@@ -443,7 +448,7 @@ impl Clients {
         };
         let (mut enqueued, mut skipped, mut bad) = (0, 0, None);
         for (at, item) in items.iter().enumerate() {
-            match self.request_of(item) {
+            match request_of(item, &self.settings.mdt) {
                 Some(request) => match queue.admit(request, Arrival::Listed, now) {
                     Admitted::New(_) => enqueued += 1,
                     _ => skipped += 1,
@@ -465,25 +470,6 @@ impl Clients {
             reply.insert("error".to_owned(), error.into());
         }
         self.answer(number, "queue", Ok(reply));
-    }
-
-    fn request_of(&self, item: &Value) -> Option<Request> {
-        let number = |key: &str| item.get(key).and_then(integer);
-        let word = |key: &str| number(key).map(low_word);
-        let kind = Kind::from_number(word("hai_action")?)?;
-        let archive_id = word("hal_archive_id").filter(|&id| id != 0)?;
-        let source = Source::Coordinator { cookie: number("hai_cookie")? };
-        let fid = item.get("hai_fid").and_then(fid_of)?;
-        let mdt = Arc::clone(&self.settings.mdt);
-        let mut request = Request::new(source, mdt, kind, fid, archive_id);
-        request.dfid = item.get("hai_dfid").and_then(fid_of)?;
-        request.offset = number("hai_extent_offset")?;
-        request.length = number("hai_extent_length")?;
-        request.gid_lock = number("hai_gid")?;
-        request.flags = number("hal_flags").unwrap_or(0);
-        request.data = item.get("hai_data")?.as_str()?.as_bytes().into();
-        request.received_ns = number("timestamp").unwrap_or(0);
-        Some(request)
     }
 
     /// Everything, with the original's keys.
@@ -568,6 +554,25 @@ impl Clients {
         }
         Value::Object(status)
     }
+}
+
+/// The request that an item is, filed under `mdt`; `None` if something is missing or wrong.
+pub(in crate::hsm) fn request_of(item: &Value, mdt: &Arc<str>) -> Option<Request> {
+    let number = |key: &str| item.get(key).and_then(integer);
+    let word = |key: &str| number(key).map(low_word);
+    let kind = Kind::from_number(word("hai_action")?)?;
+    let archive_id = word("hal_archive_id").filter(|&id| id != 0)?;
+    let source = Source::Coordinator { cookie: number("hai_cookie")? };
+    let fid = item.get("hai_fid").and_then(fid_of)?;
+    let mut request = Request::new(source, Arc::clone(mdt), kind, fid, archive_id);
+    request.dfid = item.get("hai_dfid").and_then(fid_of)?;
+    request.offset = number("hai_extent_offset")?;
+    request.length = number("hai_extent_length")?;
+    request.gid_lock = number("hai_gid")?;
+    request.flags = number("hal_flags").unwrap_or(0);
+    request.data = item.get("hai_data")?.as_str()?.as_bytes().into();
+    request.received_ns = number("timestamp").unwrap_or(0);
+    Some(request)
 }
 
 fn lock(object: &Object, queue: &mut Queue) -> Result<(), Refusal> {

@@ -169,7 +169,7 @@ fn settings() -> Settings {
 
 fn core(disk: &(BTreeMap<u64, Saved>, Meta), n_starts: u64, now: Duration) -> Core {
     let saved = disk.0.iter().map(|(&id, saved)| (id, saved.clone()));
-    let queue = Queue::recover(Default::default(), disk.1.clone(), saved, GRACE, now);
+    let queue = Queue::recover(Default::default(), disk.1.clone(), saved, now);
     let settings = settings();
     let mdt = settings.any_mdt();
     let movers = Movers::new(settings, n_starts << 32);

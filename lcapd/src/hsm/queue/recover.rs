@@ -1,7 +1,7 @@
 //! What of the queue is on disk, and how it comes back.
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -55,6 +55,8 @@ pub enum SavedState {
         worker: Arc<str>,
         /// Names the run.
         lease: u64,
+        /// How long it has to come back, in milliseconds.
+        grace_ms: u64,
     },
     /// It failed too often.
     Dead,
@@ -70,6 +72,9 @@ pub struct Meta {
     /// What is locked.
     #[serde(default)]
     pub locks: BTreeSet<Lock>,
+    /// From where everything was taken over once.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub imported: BTreeSet<String>,
 }
 
 /// What must be written.
@@ -92,14 +97,19 @@ fn is_zero(n: &u32) -> bool {
 }
 
 impl Entry {
-    fn save(&self) -> Saved {
+    fn save(&self, workers: &BTreeMap<Arc<str>, Worker>) -> Saved {
+        let grace_ms = |worker: &Arc<str>| {
+            let grace = workers.get(worker).map_or(Duration::ZERO, |worker| worker.spec.grace);
+            u64::try_from(grace.as_millis()).unwrap_or(u64::MAX)
+        };
         Saved {
             request: Arc::clone(&self.request),
             state: match &self.state {
                 State::Waiting | State::Delayed(_) => SavedState::Waiting,
                 State::Held => SavedState::Held,
                 State::Running { worker, lease } => {
-                    SavedState::Running { worker: Arc::clone(worker), lease: *lease }
+                    let grace_ms = grace_ms(worker);
+                    SavedState::Running { worker: Arc::clone(worker), lease: *lease, grace_ms }
                 }
                 State::Dead => SavedState::Dead,
             },
@@ -115,27 +125,27 @@ impl Entry {
 }
 
 impl Queue {
-    /// What was on disk: requests in the order of their ids. Workers that had some have `grace`
-    /// to come back.
+    /// What was on disk: requests in the order of their ids. Workers that had some have their grace
+    /// time to come back.
     pub fn recover(
         settings: Settings,
         meta: Meta,
         saved: impl IntoIterator<Item = (u64, Saved)>,
-        grace: Duration,
         now: Now,
     ) -> Self {
         let mut queue = Self::new(settings);
         queue.next_id = meta.next_id.max(1);
         queue.next_lease = meta.next_lease.max(1);
         queue.locks = meta.locks;
+        queue.imported = meta.imported;
         for (id, saved) in saved {
-            queue.restore(id, saved, grace, now);
+            queue.restore(id, saved, now);
         }
         queue.dirty.clear();
         queue
     }
 
-    fn restore(&mut self, id: u64, saved: Saved, grace: Duration, now: Now) {
+    fn restore(&mut self, id: u64, saved: Saved, now: Now) {
         self.next_id = self.next_id.max(id + 1);
         let mut request = saved.request;
         let mdt = self.intern(Arc::clone(&request.mdt));
@@ -146,7 +156,8 @@ impl Queue {
             SavedState::Waiting => State::Waiting,
             SavedState::Held => State::Held,
             SavedState::Dead => State::Dead,
-            SavedState::Running { worker, lease } => {
+            SavedState::Running { worker, lease, grace_ms } => {
+                let grace = Duration::from_millis(grace_ms);
                 self.next_lease = self.next_lease.max(lease + 1);
                 let known = self.workers.get_key_value(&worker).map(|(name, _)| Arc::clone(name));
                 let name = known.unwrap_or(worker);
@@ -173,6 +184,9 @@ impl Queue {
             ready: false,
         };
         let (fid, running) = (entry.request.fid, matches!(entry.state, State::Running { .. }));
+        if running && entry.cancel {
+            self.watch_cancel(id, now);
+        }
         self.add(id, entry, now);
         if running && let Some(first) = self.lines.get(&fid).copied().filter(|first| *first != id) {
             // It began before an earlier one came back from the dead.
@@ -196,13 +210,15 @@ impl Queue {
         }
         self.meta_dirty = false;
         let dirty = std::mem::take(&mut self.dirty).into_iter();
-        let requests =
-            dirty.map(|id| (id, self.entries.get(&id).map(|entry| entry.save()))).collect();
+        let requests = dirty
+            .map(|id| (id, self.entries.get(&id).map(|entry| entry.save(&self.workers))))
+            .collect();
         Some(Changes { requests, meta: self.meta() })
     }
 
     fn meta(&self) -> Meta {
         let (next_id, next_lease) = (self.next_id, self.next_lease);
-        Meta { next_id, next_lease, locks: self.locks.clone() }
+        let (locks, imported) = (self.locks.clone(), self.imported.clone());
+        Meta { next_id, next_lease, locks, imported }
     }
 }

@@ -143,6 +143,40 @@ fn a_cancel_ends_what_does_not_run_and_is_told_to_whom_runs_it() {
 }
 
 #[test]
+fn who_ignores_a_cancel_loses_the_request_in_the_end() {
+    let limit = Some(secs(30));
+    let mut queue = Queue::new(Settings { cancel_limit: limit, ..Settings::default() });
+    queue.hello(spec("w"), secs(1));
+    for cookie in 1..=3 {
+        queue.admit(asked(Archive, 1, cookie), Arrival::Sent, secs(1));
+    }
+    let lease = queue.take("w", &Wants::any(9), secs(1))[0].lease;
+    queue.cancel(1, secs(5));
+    assert_eq!(queue.next_deadline(secs(5)), Some(secs(35)));
+    queue.tick(secs(34));
+    assert_eq!(queue.len(), 3);
+    // lcapd is started again, which begins the time anew: the worker has to have heard of it.
+    let changes = queue.take_changes().unwrap();
+    let saved = changes.requests.into_iter().filter_map(|(id, saved)| Some((id, saved?)));
+    let mut queue = Queue::recover(queue.settings.clone(), changes.meta, saved, secs(40));
+    queue.hello(spec("w"), secs(40));
+    queue.tick(secs(69));
+    assert_eq!(queue.len(), 3);
+    queue.tick(secs(70));
+    let events = queue.take_events();
+    let gone = What::Cancelled { ran: true };
+    assert_eq!(events.iter().map(|e| (e.id, &e.what)).collect::<Vec<_>>(), [(1, &gone)]);
+    // The next on its file goes on, and the late word of the worker is not heard.
+    assert_eq!(ids(&queue.take("w", &Wants::any(9), secs(70))), [2]);
+    assert_eq!(queue.done(1, "w", Some(lease), Outcome::Success, secs(71)), Ended::Unknown);
+    // What ended in time is not touched.
+    queue.cancel(2, secs(80));
+    assert_eq!(queue.done(2, "w", None, Outcome::Success, secs(81)), Ended::Freed);
+    queue.tick(secs(200));
+    assert_eq!((queue.len(), queue.next_deadline(secs(200))), (1, None));
+}
+
+#[test]
 fn a_worker_that_comes_back_keeps_what_it_runs_and_another_waits_for_its_grace_time() {
     let mut queue = queue(&[(Archive, 1), (Archive, 2)]);
     queue.hello(spec("v"), secs(1));
@@ -169,14 +203,30 @@ fn a_worker_that_comes_back_keeps_what_it_runs_and_another_waits_for_its_grace_t
 }
 
 #[test]
+fn over_a_restart_each_worker_keeps_its_own_grace_time() {
+    let mut queue = queue(&[(Archive, 1), (Archive, 2)]);
+    queue.hello(WorkerSpec { grace: secs(600), ..spec("mover") }, secs(1));
+    assert_eq!(ids(&queue.take("w", &Wants::any(1), secs(1))), [1]);
+    assert_eq!(ids(&queue.take("mover", &Wants::any(1), secs(1))), [2]);
+    // Both are killed, and so is lcapd before it has noticed.
+    let changes = queue.take_changes().unwrap();
+    let saved = changes.requests.into_iter().filter_map(|(id, saved)| Some((id, saved?)));
+    let mut queue = Queue::recover(Settings::default(), changes.meta, saved, secs(2));
+    queue.hello(spec("v"), secs(2));
+    for (at, want) in [(11, &[][..]), (12, &[1]), (601, &[]), (602, &[2])] {
+        queue.tick(secs(at));
+        assert_eq!(ids(&queue.take("v", &Wants::any(9), secs(at))), want, "at {at}");
+    }
+}
+
+#[test]
 fn locks_hold_over_a_restart_and_let_what_runs_go_on() {
     let mut queue = queue(&[(Archive, 1), (Remove, 2)]);
     queue.lock(Lock { kind: Some(Archive), ..Lock::default() });
     assert_eq!(ids(&queue.take("w", &Wants::any(9), secs(1))), [2]);
     let changes = queue.take_changes().unwrap();
     let saved = changes.requests.into_iter().filter_map(|(id, saved)| Some((id, saved?)));
-    let mut queue =
-        Queue::recover(Settings::default(), changes.meta.clone(), saved, secs(10), secs(2));
+    let mut queue = Queue::recover(Settings::default(), changes.meta.clone(), saved, secs(2));
     assert_eq!(queue.take_changes(), None);
     queue.hello(spec("w"), secs(2));
     assert_eq!(queue.done(2, "w", None, Outcome::Success, secs(2)), Ended::Freed);
@@ -404,7 +454,7 @@ impl Run {
         // A dead one that was requeued stands where its id says after that, but what runs goes first.
         self.model.sort_by_key(|m| (!matches!(m.state, Naive::Running(..)), m.id));
         let saved = self.disk.clone();
-        self.queue = Queue::recover(settings, self.meta.clone(), saved, secs(10), self.now);
+        self.queue = Queue::recover(settings, self.meta.clone(), saved, self.now);
         for m in &mut self.model {
             if matches!(m.state, Naive::Delayed(_)) {
                 m.state = Naive::Waiting;

@@ -56,7 +56,30 @@ pub struct View<'a> {
     pub cancel: bool,
 }
 
+/// How long those that do not run have been there.
+#[derive(Clone, Debug)]
+pub struct Ages(Vec<Duration>);
+
+impl Ages {
+    /// So many of a hundred are not older than this; `None` if there is nobody.
+    pub fn part(&self, percent: usize) -> Option<Duration> {
+        let at = (self.0.len() * percent / 100).min(self.0.len().saturating_sub(1));
+        self.0.get(at).copied()
+    }
+}
+
 impl Queue {
+    /// Ages of all that wait: for a worker, a moment or an operator.
+    pub fn ages(&self, now: Now) -> Ages {
+        let waits = |entry: &Entry| !matches!(entry.state, State::Running { .. } | State::Dead);
+        let age =
+            |entry: &Entry| now.saturating_sub(Duration::from_nanos(entry.request.received_ns));
+        let all = self.entries.values().map(|entry| &**entry);
+        let mut ages: Vec<Duration> = all.filter(|entry| waits(entry)).map(age).collect();
+        ages.sort_unstable();
+        Ages(ages)
+    }
+
     /// How many requests there are, dead ones included.
     pub fn len(&self) -> usize {
         self.entries.len()

@@ -1,0 +1,99 @@
+//! Many consumers, and consumers that come late.
+#![forbid(unsafe_code)]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use lcap_tests::daemon::{Daemon, Setup};
+
+use super::{Bench, FIFO, FILE};
+use crate::delivery::{Cost, broadcast, mdt_name, wait_read};
+use crate::report::Row;
+
+/// A client in a thread of ours that reads live until its daemon is gone; `had` counts records.
+fn follower(
+    daemon: &Daemon,
+    from: u64,
+    filter: &str,
+    had: &Arc<AtomicU64>,
+) -> Result<JoinHandle<()>> {
+    let builder = daemon.client(&mdt_name(0), "changelog").from(from).follow(true);
+    let mut client = builder.filter(Some(filter)).connect()?;
+    let had = Arc::clone(had);
+    Ok(std::thread::spawn(move || {
+        while let Ok(Some(_)) = client.recv() {
+            had.fetch_add(1, Ordering::Relaxed);
+        }
+    }))
+}
+
+fn wait_for(what: &str, mut done: impl FnMut() -> Result<bool>) -> Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(120);
+    while !done()? {
+        ensure!(Instant::now() < deadline, "{what} takes too long");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
+}
+
+/// A hundred consumers that want something else each, or all the same.
+pub(super) fn filters(bench: &mut Bench<'_>) -> Result<()> {
+    const RATE: u64 = 100_000;
+    const SECONDS: u64 = 3;
+    for (what, n, differ) in [
+        ("nobody filters", 0, false),
+        ("100 equal filters", 100, false),
+        ("100 filters", 100, true),
+    ] {
+        let samples = bench.repeat(|| {
+            let daemon = broadcast(false, 1, &format!("sim:rate={RATE}"), FIFO).start();
+            let had = Arc::new(AtomicU64::new(0));
+            // What they look for is rare, so that their cost is that of the question.
+            let filter = |at: u64| format!("uid = {} and name = \"none-{at}\"", 1000 + at);
+            let clients: Vec<_> = (0..n)
+                .map(|at| follower(&daemon, 1, &filter(if differ { at } else { 0 }), &had))
+                .collect::<Result<_>>()?;
+            // Those who began at the first record have caught up.
+            let mut control = daemon.control();
+            let read = |control: &mut lcapclient::Control| -> Result<u64> {
+                Ok(control.status()?.mdts.first().context("an MDT")?.read_index)
+            };
+            std::thread::sleep(Duration::from_secs(1));
+            let (before, cost) = (read(&mut control)?, Cost::begin(&daemon));
+            wait_for("the stream", || Ok(read(&mut control)? >= before + RATE * SECONDS))?;
+            let records = read(&mut control)? - before;
+            let seconds = cost.end().0;
+            drop(daemon);
+            drop(clients); // they end when they give up on it
+            Ok(seconds / records as f64 * 1e6)
+        })?;
+        let name = format!("live at {RATE} records/s, {what}");
+        let command = format!("sim:rate={RATE}, {n} Rust clients over ipc that get nothing");
+        bench.report.add(Row::new(&name, "s of cpu per million records", &samples, &command));
+    }
+    Ok(())
+}
+
+/// One who comes when everything was read: out of memory, and past it from the source again.
+pub(super) fn catch_up(bench: &mut Bench<'_>) -> Result<()> {
+    let n = bench.settings.n;
+    let source = format!("replay:{}", bench.file().display());
+    for (what, limit) in [("memory", "1GiB"), ("the source", "16MiB")] {
+        let rates = bench.repeat(|| {
+            let setup = Setup::new().on_tcp().mdt(&mdt_name(0), &source);
+            let setup = setup.server(&format!("memory_limit = \"{limit}\""));
+            let daemon = setup.broadcast("changelog", FIFO).start();
+            wait_read(&daemon, n)?;
+            let received = bench.receive(&daemon, n)?;
+            Ok(received.records / received.seconds)
+        })?;
+        let name = format!("catch-up from {what}");
+        let command =
+            format!("replay: of {FILE} in memory, memory_limit {limit}, client.c over tcp");
+        bench.report.add(Row::new(&name, "records/s", &rates, &command));
+    }
+    Ok(())
+}

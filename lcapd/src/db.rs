@@ -1,0 +1,201 @@
+//! One redb file: opened by one lcapd at a time, of a known schema, written in whole transactions.
+#![forbid(unsafe_code)]
+
+use std::path::{Path, PathBuf};
+
+use redb::{
+    Database, ReadTransaction, ReadableDatabase as _, ReadableTable as _, TableDefinition,
+    WriteTransaction,
+};
+
+/// What is wrong with a file of state.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// The directory or file cannot be used.
+    #[error("state in {}", path.display())]
+    Open {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// Another process has it open.
+    #[error("state in {} is in use by another lcapd", path.display())]
+    InUse {
+        /// Where.
+        path: PathBuf,
+    },
+    /// Written by a newer release.
+    #[error(
+        "state in {} has schema {found}, this release knows {known}; install the newer release again",
+        path.display()
+    )]
+    Newer {
+        /// Where.
+        path: PathBuf,
+        /// Its version.
+        found: u64,
+        /// Ours.
+        known: u64,
+    },
+    /// A commit failed; the file is as it was before.
+    #[error("cannot write state")]
+    Commit(#[from] Box<redb::Error>),
+}
+
+fn commit_error(error: impl Into<redb::Error>) -> StoreError {
+    StoreError::Commit(Box::new(error.into()))
+}
+
+/// Where a file says which version its tables have.
+#[derive(Clone, Copy)]
+pub struct Schema {
+    /// The table.
+    pub table: TableDefinition<'static, &'static str, u64>,
+    /// The key in it.
+    pub key: &'static str,
+    /// The version that this release writes. A newer one is refused, an older one would be converted by who
+    /// opens the file.
+    pub version: u64,
+}
+
+impl std::fmt::Debug for Schema {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "schema {}", self.version)
+    }
+}
+
+/// The open file.
+#[derive(Debug)]
+pub struct DbFile {
+    path: PathBuf,
+    /// None after a failed commit: redb then refuses everything until the file is opened again.
+    db: Option<Database>,
+}
+
+impl DbFile {
+    /// Opens or creates `dir/name`; `tables` makes those that are missing.
+    ///
+    /// # Errors
+    /// If it cannot be opened, is in use, damaged, or from a newer release.
+    pub fn open(
+        dir: &Path,
+        name: &str,
+        schema: Schema,
+        tables: impl FnOnce(&WriteTransaction) -> Result<(), redb::Error>,
+    ) -> Result<Self, StoreError> {
+        let path = dir.join(name);
+        let failed = |source: Box<dyn std::error::Error + Send + Sync>| StoreError::Open {
+            path: path.clone(),
+            source,
+        };
+        std::fs::create_dir_all(dir).map_err(|error| failed(error.into()))?;
+        let db = match Database::create(&path) {
+            Ok(db) => db,
+            Err(redb::DatabaseError::DatabaseAlreadyOpen) => {
+                return Err(StoreError::InUse { path });
+            }
+            Err(error) => return Err(failed(error.into())),
+        };
+        let found = prepare(&db, schema, tables).map_err(|error| failed(error.into()))?;
+        if found > schema.version {
+            return Err(StoreError::Newer { path, found, known: schema.version });
+        }
+        Ok(Self { path, db: Some(db) })
+    }
+
+    /// Reads what is there.
+    ///
+    /// # Errors
+    /// If it is damaged.
+    pub fn read<T>(
+        &self,
+        read: impl FnOnce(&ReadTransaction) -> Result<T, Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Result<T, StoreError> {
+        let failed = |source| StoreError::Open { path: self.path.clone(), source };
+        let Some(db) = &self.db else { return Err(failed("it was not written".into())) };
+        db.begin_read().map_err(|error| failed(error.into())).and_then(|tx| {
+            let read = read(&tx);
+            read.map_err(failed)
+        })
+    }
+
+    /// Writes all that `write` does or nothing; returns when it is on disk.
+    ///
+    /// # Errors
+    /// If it could not be written (a full disk, say); it may be tried again.
+    pub fn write(
+        &mut self,
+        write: impl FnOnce(&WriteTransaction) -> Result<(), redb::Error>,
+    ) -> Result<(), StoreError> {
+        let db = match self.db.take() {
+            Some(db) => db,
+            None => Database::create(&self.path).map_err(commit_error)?,
+        };
+        let tx = db.begin_write().map_err(commit_error)?;
+        write(&tx).map_err(commit_error)?;
+        tx.commit().map_err(commit_error)?;
+        self.db = Some(db);
+        Ok(())
+    }
+}
+
+fn prepare(
+    db: &Database,
+    schema: Schema,
+    tables: impl FnOnce(&WriteTransaction) -> Result<(), redb::Error>,
+) -> Result<u64, redb::Error> {
+    let tx = db.begin_write()?;
+    let found = {
+        let mut table = tx.open_table(schema.table)?;
+        let found = table.get(schema.key)?.map(|found| found.value());
+        if found.is_none() {
+            table.insert(schema.key, schema.version)?;
+        }
+        found.unwrap_or(schema.version)
+    };
+    tables(&tx)?;
+    tx.commit()?;
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
+    const SCHEMA: Schema = Schema { table: META, key: "schema", version: 3 };
+
+    #[test]
+    fn two_at_once_and_newer_schemas_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = |schema| DbFile::open(dir.path(), "x.redb", schema, |_| Ok(()));
+        let file = open(SCHEMA).unwrap();
+        assert!(matches!(open(SCHEMA), Err(StoreError::InUse { .. })));
+        drop(file);
+        let older = Schema { version: 2, ..SCHEMA };
+        assert!(matches!(open(older), Err(StoreError::Newer { found: 3, known: 2, .. })));
+    }
+
+    #[test]
+    fn what_could_not_be_written_leaves_all_as_it_was() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut file = DbFile::open(dir.path(), "x.redb", SCHEMA, |_| Ok(())).unwrap();
+        let put = |tx: &WriteTransaction, value| -> Result<(), redb::Error> {
+            tx.open_table(META)?.insert("k", value)?;
+            Ok(())
+        };
+        file.write(|tx| put(tx, 1)).unwrap();
+        let failed = file.write(|tx| {
+            put(tx, 2)?;
+            Err(redb::Error::Io(std::io::ErrorKind::StorageFull.into()))
+        });
+        assert!(matches!(failed, Err(StoreError::Commit(_))));
+        // Not before it was opened again, which the next write does.
+        assert!(file.read(|_| Ok(())).is_err());
+        file.write(|_| Ok(())).unwrap();
+        let value = file.read(|tx| Ok(tx.open_table(META)?.get("k")?.map(|k| k.value())));
+        assert_eq!(value.unwrap(), Some(1));
+    }
+}
