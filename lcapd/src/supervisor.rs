@@ -499,14 +499,16 @@ impl Daemon {
             waker: engine_waker.clone(),
             running: Arc::default(),
         };
-        let told = hsm.of_requests();
-        let hsm = start_hsm(&mut intake, &mut outlet, config, told, &context, epoch, &metrics)?;
+        let hsm = start_hsm(&mut intake, &mut outlet, config, &hsm, &context, epoch, &metrics)?;
         let server_stats = Arc::new(ServerStats::default());
         let names = config.streams.iter().map(|stream| stream.name.clone());
+        let logs = |is_changelog| {
+            let logs = mdt_ends.iter().filter(move |mdt| mdt.kind.is_changelog() == is_changelog);
+            logs.map(|mdt| (mdt.name.clone(), Arc::clone(&mdt.stats))).collect()
+        };
         let own = Figures {
-            mdts: (mdt_ends.iter().filter(|mdt| mdt.kind.is_changelog()))
-                .map(|mdt| (mdt.name.clone(), Arc::clone(&mdt.stats)))
-                .collect(),
+            mdts: logs(true),
+            hsm_mdts: logs(false),
             streams: names.zip(stream_figures.iter().cloned()).collect(),
             server: Arc::clone(&server_stats),
             engine: engine_status.clone(),
@@ -674,6 +676,11 @@ impl HsmActions {
         Ok(hsm)
     }
 
+    /// To be told that there is a reason to read a list.
+    fn lists(&self) -> Vec<Due> {
+        self.mdts.iter().filter_map(|of| of.due.clone()).collect()
+    }
+
     /// The journals that have no list: the queue of requests fills them.
     fn of_requests(&self) -> Vec<hsm::events::Target> {
         let of_requests = self.mdts.iter().filter(|of| of.due.is_none());
@@ -766,7 +773,7 @@ fn start_hsm(
     intake: &mut Stage,
     outlet: &mut Stage,
     config: &Config,
-    told: Vec<hsm::events::Target>,
+    actions: &HsmActions,
     context: &zmq::Context,
     epoch: u64,
     metrics: &Metrics,
@@ -781,7 +788,7 @@ fn start_hsm(
         stop_intake: Arc::clone(&intake.stop),
         stop: Arc::clone(&outlet.stop),
     };
-    let started = hsm::start::build(hsm, &config.server.state_dir, told, &host)?;
+    let started = hsm::start::build(hsm, &config.server.state_dir, actions.of_requests(), &host)?;
     let spooled = started.intake.as_ref().map(|spool| Arc::clone(&spool.stats));
     let lustre = started.copytool.as_ref().map(|(intake, _)| Arc::clone(&intake.shared));
     hsm::figures::register(metrics, started.queue.clone(), spooled, lustre);
@@ -799,6 +806,7 @@ fn start_hsm(
         outlet.spawn("hsm-events", move || events.run())?;
     }
     let mut service = started.service;
+    service.core.add_observer(hsm::due::observer(actions.lists()));
     outlet.wakers.push(started.waker);
     outlet.spawn("hsm", move || service.run())?;
     if let Some((mut lustre, mut teller)) = started.copytool {
