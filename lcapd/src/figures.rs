@@ -43,8 +43,10 @@ pub struct StreamFigures {
 /// Where the daemon's figures are.
 #[derive(Debug)]
 pub struct Figures {
-    /// By MDT, in their order.
+    /// Changelogs by MDT, in their order.
     pub mdts: Vec<(MdtName, Arc<ReaderStats>)>,
+    /// Journals of HSM events by MDT, in their order.
+    pub hsm_mdts: Vec<(MdtName, Arc<ReaderStats>)>,
     /// By stream, in their order.
     pub streams: Vec<(String, Arc<StreamFigures>)>,
     /// Requests.
@@ -126,7 +128,8 @@ impl Figures {
         samples.put(&f::MDT_LAG_RECORDS, &labels, mdt.lag_records);
         samples.put(&f::MDT_LAG_SECONDS, &labels, age(stats, mdt.cleared_index, now));
         samples.put(&f::MDT_NOT_CLEARING, &labels, mdt.state == "not clearing");
-        let readers = status.streams.iter().flat_map(|stream| &stream.readers);
+        let streams = status.streams.iter().filter(|stream| stream.kind.is_changelog());
+        let readers = streams.flat_map(|stream| &stream.readers);
         let marks = readers.filter_map(|reader| reader.watermark.get(&mdt.name).copied());
         let lowest = marks.chain([mdt.cleared_index]).min().unwrap_or(0);
         stats.timeline.forget_below(RecordIndex::new(lowest));
@@ -139,6 +142,11 @@ impl Figures {
         stream: &StreamStatus,
         now: Duration,
     ) {
+        let (heads, logs) = if stream.kind.is_changelog() {
+            (&status.mdts, &self.mdts)
+        } else {
+            (&status.hsm_mdts, &self.hsm_mdts)
+        };
         let name = stream.name.as_str();
         let is_queue = stream.delivery == Delivery::Queue;
         for (mdt, at) in &stream.mdts {
@@ -147,7 +155,7 @@ impl Figures {
             samples.put(&f::STREAM_SENT, &labels, at.sent);
             samples.put(&f::STREAM_DROPPED, &labels, at.dropped);
             samples.put(&f::STREAM_HELD, &labels, at.held);
-            let head = status.mdts.iter().find(|m| m.name == *mdt).map_or(0, |m| m.read_index);
+            let head = heads.iter().find(|m| m.name == *mdt).map_or(0, |m| m.read_index);
             samples.put(&f::STREAM_LAG, &labels, head.saturating_sub(at.low));
             samples.put(&f::STREAM_STOPPED, &labels, at.stopped);
             samples.put(&f::STREAM_WATERMARK, &labels, at.watermark);
@@ -182,10 +190,8 @@ impl Figures {
             for (mdt, &watermark) in &reader.watermark {
                 let labels = [name, reader.name.as_str(), mdt.as_str()];
                 samples.put(&f::READER_WATERMARK, &labels, watermark);
-                let Some((_, stats)) = self.mdts.iter().find(|(name, _)| name.as_str() == mdt)
-                else {
-                    continue;
-                };
+                let log = logs.iter().find(|(name, _)| name.as_str() == mdt);
+                let Some((_, stats)) = log else { continue };
                 let head = stats.read_index.load(Ordering::Relaxed);
                 samples.put(&f::READER_LAG_RECORDS, &labels, head.saturating_sub(watermark));
                 samples.put(&f::READER_LAG_SECONDS, &labels, age(stats, watermark, now));

@@ -9,6 +9,7 @@ pub mod active;
 pub mod config;
 pub mod coordinatool;
 pub mod coordinator;
+pub mod due;
 pub mod entrances;
 pub mod events;
 pub mod figures;

@@ -529,7 +529,6 @@ impl Daemon {
             running: Arc::default(),
         };
         let secure = |socket: &zmq::Socket| gate.protect(socket, &Domain::Movers);
-        let told = hsm.of_requests();
         let host = hsm::entrances::Host {
             context: &context,
             secure: &secure,
@@ -538,14 +537,17 @@ impl Daemon {
             stop_intake: Arc::clone(&intake.stop),
             stop: Arc::clone(&outlet.stop),
         };
-        let hsm = start_hsm(&mut intake, &mut outlet, config, told, &host, &metrics)?;
+        let hsm = start_hsm(&mut intake, &mut outlet, config, &hsm, &host, &metrics)?;
         gate.start(&mut watch)?;
         let server_stats = Arc::new(ServerStats::default());
         let names = config.streams.iter().map(|stream| stream.name.clone());
+        let logs = |is_changelog| {
+            let logs = mdt_ends.iter().filter(move |mdt| mdt.kind.is_changelog() == is_changelog);
+            logs.map(|mdt| (mdt.name.clone(), Arc::clone(&mdt.stats))).collect()
+        };
         let own = Figures {
-            mdts: (mdt_ends.iter().filter(|mdt| mdt.kind.is_changelog()))
-                .map(|mdt| (mdt.name.clone(), Arc::clone(&mdt.stats)))
-                .collect(),
+            mdts: logs(true),
+            hsm_mdts: logs(false),
             streams: names.zip(stream_figures.iter().cloned()).collect(),
             server: Arc::clone(&server_stats),
             refusals: Arc::clone(&access.refusals),
@@ -763,6 +765,11 @@ impl HsmActions {
         Ok(hsm)
     }
 
+    /// To be told that there is a reason to read a list.
+    fn lists(&self) -> Vec<Due> {
+        self.mdts.iter().filter_map(|of| of.due.clone()).collect()
+    }
+
     /// The journals that have no list: the queue of requests fills them.
     fn of_requests(&self) -> Vec<hsm::events::Target> {
         let of_requests = self.mdts.iter().filter(|of| of.due.is_none());
@@ -925,12 +932,12 @@ fn start_hsm(
     intake: &mut Stage,
     outlet: &mut Stage,
     config: &Config,
-    told: Vec<hsm::events::Target>,
+    actions: &HsmActions,
     host: &hsm::entrances::Host<'_>,
     metrics: &Metrics,
 ) -> Result<Option<HsmQueue>> {
     let Some(hsm) = &config.hsm else { return Ok(None) };
-    let started = hsm::start::build(hsm, &config.server.state_dir, told, host)?;
+    let started = hsm::start::build(hsm, &config.server.state_dir, actions.of_requests(), host)?;
     let spooled = started.intake.as_ref().map(|spool| Arc::clone(&spool.stats));
     let lustre = started.copytool.as_ref().map(|(intake, _)| Arc::clone(&intake.shared));
     hsm::figures::register(metrics, started.queue.clone(), spooled, lustre);
@@ -945,6 +952,7 @@ fn start_hsm(
         outlet.spawn("hsm-events", move || events.run())?;
     }
     let mut service = started.service;
+    service.core.add_observer(hsm::due::observer(actions.lists()));
     outlet.wakers.push(started.waker);
     outlet.spawn("hsm", move || service.run())?;
     if let Some((mut lustre, mut teller)) = started.copytool {

@@ -4,9 +4,11 @@ use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use lcap_tests::daemon::free_port;
+use lcap_tests::daemon::{PATIENCE, free_port, wait_until};
 use lcap_tests::hsm::{FileSystem, Process};
+use lcap_tests::lists::{Action, Lists, text};
 use lcap_tests::rng::Rng;
+use lcapclient::Builder;
 use rustix::process::Signal;
 
 /// Short times, so that nothing is waited for longer than it must.
@@ -300,4 +302,36 @@ fn the_json_port_cannot_be_held_up_and_loses_nothing() {
     bad.say("nonsense");
     assert_eq!(bad.0.read(&mut [0; 10]).unwrap(), 0);
     assert!(lcapd.terminate());
+}
+
+#[test]
+fn what_the_coordinator_does_makes_the_mdts_lists_due() {
+    const MDT: &str = "testfs0-MDT0000";
+    let mut fs = FileSystem::default();
+    let lists = Lists::new(&fs.path("lists"));
+    fs.server = "hsm_audit_interval = \"1h\"".to_owned();
+    fs.options = format!(
+        "{QUICK}[[mdt]]\nname = \"{MDT}\"\nsource = \"{}\"\n[[stream]]\nname = \"hsm\"\n\
+         kind = \"hsm\"\ndelivery = \"broadcast\"\npublish = \"ipc://{}\"\n",
+        lists.source(),
+        fs.path("hsm").display()
+    );
+    lists.write(MDT, "");
+    let lcapd = fs.lcapd();
+    wait_until("the list is read", || lcapd.log().contains("HSM actions are read"));
+    let control = format!("ipc://{}", fs.path("control").display());
+    let events = Builder::new(MDT.parse().unwrap()).servers(&control).stream("hsm");
+    let mut events = events.timeout(PATIENCE).follow(true).connect().unwrap();
+    let mut next = || {
+        let event = events.recv_hsm().unwrap().expect("it follows");
+        (event.kind.name(), event.fields.status.to_string())
+    };
+    // Nobody looks at the list for an hour, unless something happens.
+    let show = |status| lists.write(MDT, &text(&[(1, Action::archive(1).status(status))].into()));
+    show("STARTED");
+    fs.request("archive", 1, 1, "tag=foo", 1);
+    assert_eq!(next(), ("NEW", "STARTED".to_owned()));
+    show("SUCCEED");
+    let _tool = fs.copytool("mover", &[]);
+    assert_eq!(next(), ("UPDATE", "SUCCEED".to_owned()));
 }
