@@ -1,5 +1,6 @@
 //! Every layout shared with another compiler, and every foreign call.
 //!
+//! * [`connection`]: single connections of libzmq's sockets.
 //! * [`digits`]: numbers as text.
 //! * [`name`]: typed names and numbers: [`MdtName`], [`RecordIndex`], [`Fid`].
 //! * [`record`]: the kernel's packed changelog record, borrowed from the buffer it came in.
@@ -22,6 +23,7 @@
 //!
 //! No other crate describes a foreign layout; those above this one see safe types only.
 
+pub mod connection;
 pub mod copytool;
 pub mod device;
 pub mod digits;

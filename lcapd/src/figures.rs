@@ -17,6 +17,7 @@ use crate::metrics::families as f;
 use crate::metrics::histogram::Histogram;
 use crate::metrics::{Metrics, Samples};
 use crate::reader::ReaderStats;
+use crate::security::Refusals;
 
 /// How long a scrape waits for the engine. Prometheus gives up after ten seconds.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -26,8 +27,6 @@ const PATIENCE: Duration = Duration::from_secs(3);
 pub struct ServerStats {
     /// Requests that were understood.
     pub requests: AtomicU64,
-    /// Messages that were no requests.
-    pub malformed: AtomicU64,
 }
 
 /// Of one stream.
@@ -52,6 +51,8 @@ pub struct Figures {
     pub streams: Vec<(String, Arc<StreamFigures>)>,
     /// Requests.
     pub server: Arc<ServerStats>,
+    /// What was refused.
+    pub refusals: Arc<Refusals>,
     /// The engine.
     pub engine: StatusPort,
     /// When this lcapd began.
@@ -87,7 +88,12 @@ impl Figures {
         }
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         samples.put(&f::REQUESTS, &[], load(&self.server.requests));
-        samples.put(&f::REFUSED, &["malformed"], load(&self.server.malformed));
+        let refusals = &self.refusals;
+        samples.put(&f::REFUSED, &["malformed"], load(&refusals.malformed));
+        samples.put(&f::REFUSED, &["handshake"], load(&refusals.handshake));
+        samples.put(&f::REFUSED, &["unknown_key"], load(&refusals.unknown_key));
+        samples.put(&f::REFUSED, &["denied"], load(&refusals.denied));
+        samples.put(&f::REFUSED, &["limit"], load(&refusals.limit));
 
         let status = self.engine.ask(PATIENCE);
         let health = Health::of(status.as_ref());
@@ -232,13 +238,7 @@ fn answer(path: &str, metrics: &Metrics, engine: &StatusPort) -> Answer {
         "/healthz" | "/readyz" | "/livez" => {
             let health = Health::of(engine.ask(PATIENCE).as_ref());
             let well = if path == "/livez" { health.live } else { health.ready };
-            let mut body = serde_json::to_string(&health).unwrap_or_default();
-            body.push('\n');
-            Answer {
-                code: if well { 200 } else { 503 },
-                content_type: "application/json",
-                body: body.into(),
-            }
+            health.answer(if well { 200 } else { 503 })
         }
         _ => Answer::text(404, "here are /metrics, /healthz, /livez and /readyz\n"),
     }

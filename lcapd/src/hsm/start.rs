@@ -43,9 +43,9 @@ pub struct Started {
     pub waker: Waker,
 }
 
-fn open_store(hsm: &Hsm, state_dir: &Path) -> Result<(Kept, Loaded)> {
+fn open_store(hsm: &Hsm, state_dir: &Path, take_over: bool) -> Result<(Kept, Loaded)> {
     let Some(target) = &hsm.redis else {
-        let (file, loaded) = HsmStore::open(state_dir)?;
+        let (file, loaded) = HsmStore::open(state_dir, take_over)?;
         return Ok((Kept::File(file), loaded));
     };
     let fsname = hsm.entrances.fsname.as_deref().unwrap_or("lustre");
@@ -85,7 +85,7 @@ pub fn build(
     prepare(hsm).map_err(|(dir, error)| {
         anyhow::Error::new(error).context(format!("cannot make the spool {}", dir.display()))
     })?;
-    let (mut store, loaded) = open_store(hsm, state_dir)?;
+    let (mut store, loaded) = open_store(hsm, state_dir, host.lease.is_needed())?;
     if loaded.n_bad > 0 {
         warn!(n = loaded.n_bad, "requests that cannot be read are set aside");
     }
@@ -114,13 +114,19 @@ pub fn build(
         core.add_observer(observer);
         teller
     });
+    let lease = host.lease.clone();
     let service = Service {
         core,
         socket: opened.socket.map(|socket| socket.0),
         from_lustre: opened.from_lustre,
         to_lustre: opened.to_lustre,
         jobs: jobs_in,
-        commit: Box::new(move |changes, marks| store.commit(changes, marks)),
+        commit: Box::new(move |changes, marks| {
+            if !lease.is_held() {
+                return Err("another lcapd may be at work".to_owned());
+            }
+            store.commit(changes, marks)
+        }),
         waker: waker.clone(),
         stop: Arc::clone(&host.stop),
     };
