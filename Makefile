@@ -21,7 +21,7 @@ C_WARNINGS := -Wall -Wextra -Werror
 POLICIES := $(filter-out sdk,$(patsubst policies/%/Cargo.toml,%,$(wildcard policies/*/Cargo.toml)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-build build rust examples test explore deny soak bench demo install install-manual wheel deb rpm test-packages clean
+.PHONY: help setup setup-build build rust examples test explore deny soak abuse bench demo install install-manual wheel deb rpm test-packages clean
 
 help:            ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 18
@@ -73,6 +73,10 @@ soak: setup      ## kill, stop and cut things for MINUTES=10; ends with a line t
 	$(CARGO) build --workspace --locked --release
 	$(CARGO) run --locked --release -p lcap-tests --bin lcap-soak -- --minutes $(MINUTES)
 
+abuse: setup     ## attack the ports of an lcapd for MINUTES=10; shows its memory and descriptors
+	$(CARGO) build --workspace --locked --release
+	$(CARGO) run --locked --release -p lcap-tests --bin lcap-abuse -- --minutes $(MINUTES)
+
 RUNS ?= 3
 bench: build     ## measure lcap on this machine beside references, RUNS=3 times each; target/bench has JSON and plots
 	$(CARGO) build --workspace --locked --release
@@ -100,8 +104,12 @@ install:         ## install what `make build` made; DESTDIR= PREFIX=/usr LIBDIR=
 	install -m 644 packaging/upcall.toml $(DESTDIR)/etc/lcap/upcall.toml.sample
 	install -m 644 packaging/worker_posix.toml $(DESTDIR)/etc/lcap/worker_posix.toml.sample
 	install -d -m 755 $(DESTDIR)$(PREFIX)/lib/systemd/system
-	sed 's|@SBINDIR@|$(PREFIX)/sbin|' packaging/systemd/lcapd.service \
-		> $(DESTDIR)$(PREFIX)/lib/systemd/system/lcapd.service
+	for unit in packaging/systemd/*.service; do \
+		sed -e 's|@SBINDIR@|$(PREFIX)/sbin|' -e 's|@BINDIR@|$(PREFIX)/bin|' "$$unit" \
+			> $(DESTDIR)$(PREFIX)/lib/systemd/system/$$(basename "$$unit") || exit 1; done
+	install -d -m 755 $(DESTDIR)$(PREFIX)/share/lcap/examples
+	install -m 644 packaging/examples/* packaging/grafana/*.json packaging/prometheus/*.yml \
+		$(DESTDIR)$(PREFIX)/share/lcap/examples
 
 	$(MAKE) --no-print-directory install-manual OUT='$(OUT)' SHARE='$(DESTDIR)$(PREFIX)/share'
 

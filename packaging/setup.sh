@@ -36,6 +36,8 @@ if [ "$what" = test ]; then
 	# The examples run with the system's Python, whichever other comes first in PATH.
 	need python3 python3 test -x /usr/bin/python3
 	need python3-zmq python3-zmq /usr/bin/python3 -c 'import zmq'
+	# Dashboards and alerts are tried with the real one.
+	need prometheus golang-github-prometheus have promtool
 	# The C headers are tested under the address and undefined-behaviour sanitizers.
 	if ! have apt-get; then
 		need '' 'libasan libubsan' sh -c 'echo "int main(void){return 0;}" |

@@ -1,5 +1,6 @@
 //! Every layout shared with another compiler, and every foreign call.
 //!
+//! * [`connection`]: single connections of libzmq's sockets.
 //! * [`digits`]: numbers as text.
 //! * [`name`]: typed names and numbers: [`MdtName`], [`RecordIndex`], [`Fid`].
 //! * [`record`]: the kernel's packed changelog record, borrowed from the buffer it came in.
@@ -15,6 +16,7 @@
 //! * [`policy`]: the table that a policy library exports (`include/lcap_policy.h`).
 //! * [`poll`]: waiting for descriptors by number.
 //! * [`process`]: environment and signals of the process that a library is a guest in.
+//! * [`placer`]: modules that choose movers.
 //! * [`project`]: the project of a file.
 //! * [`received`]: frames that libzmq gave us.
 //! * [`zmq_frame`]: frames handed to libzmq without a copy.
@@ -22,6 +24,7 @@
 //!
 //! No other crate describes a foreign layout; those above this one see safe types only.
 
+pub mod connection;
 pub mod copytool;
 pub mod device;
 pub mod digits;
@@ -31,6 +34,7 @@ pub mod hsm_action;
 pub mod llapi;
 pub mod name;
 pub mod nid;
+pub mod placer;
 pub mod policy;
 pub mod poll;
 pub mod process;

@@ -1,6 +1,43 @@
 //! What libzmq says of a socket's connection.
 
+use std::fmt;
+use std::ops::{Deref, DerefMut};
 use std::ptr;
+
+/// A socket that may have a monitor, which is stopped before the socket is closed: see [`stop_monitor`].
+pub struct Watched(zmq::Socket);
+
+impl From<zmq::Socket> for Watched {
+    fn from(socket: zmq::Socket) -> Self {
+        Self(socket)
+    }
+}
+
+impl Deref for Watched {
+    type Target = zmq::Socket;
+
+    fn deref(&self) -> &zmq::Socket {
+        &self.0
+    }
+}
+
+impl DerefMut for Watched {
+    fn deref_mut(&mut self) -> &mut zmq::Socket {
+        &mut self.0
+    }
+}
+
+impl fmt::Debug for Watched {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Watched")
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        let _ = stop_monitor(&mut self.0); // only fails where there is none
+    }
+}
 
 /// Stops the events that [`zmq::Socket::monitor`] asked for.
 ///

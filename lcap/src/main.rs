@@ -11,6 +11,7 @@ mod completions;
 mod demo;
 mod doctor;
 mod hsm;
+mod keygen;
 mod policy;
 mod reader;
 mod screen;
@@ -58,6 +59,8 @@ enum Command {
     Record(record::RecordArgs),
     /// Serve simulated MDTs as files that behave like changelog devices.
     Sim(sim::SimArgs),
+    /// Make CURVE keys for lcapd or a client, and print the public one.
+    Keygen(keygen::KeygenArgs),
     /// Look at policy modules.
     Policy(policy::PolicyArgs),
     /// Measure what lcapd does on this machine, with a simulated MDT.
@@ -88,6 +91,7 @@ fn main() -> ExitCode {
         Command::Hsm(args) => hsm::run(&args),
         Command::Record(args) => record::run(&args),
         Command::Sim(args) => sim::run(&args),
+        Command::Keygen(args) => keygen::run(&args),
         Command::Policy(args) => policy::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Completions(args) => completions::run(&args),

@@ -78,7 +78,7 @@ fn run(n: u64, with_store: bool) {
     let (to_lustre, _told) = unbounded();
     let (jobs_in, jobs) = unbounded::<lcapd::hsm::service::Job>();
     let (waker, stop) = (Waker::new().unwrap(), Arc::new(AtomicBool::new(false)));
-    let mut store = with_store.then(|| HsmStore::open(dir.path()).unwrap().0);
+    let mut store = with_store.then(|| HsmStore::open(dir.path(), false).unwrap().0);
     let commits = Arc::new(std::sync::atomic::AtomicU64::new(0));
     let counted = Arc::clone(&commits);
     let mut service = Service {

@@ -6,9 +6,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crossbeam_channel::{Receiver, Sender};
 use lcap_ffi::{MdtName, RecordIndex};
-use tracing::{debug, error};
+use tracing::{debug, error, warn};
 
 use crate::engine::NotCleared;
+use crate::lease::Lease;
 use crate::log::{Entry, Gap, MdtLog};
 use crate::reader::{ReaderStats, chain};
 use crate::server::Outcome;
@@ -28,6 +29,8 @@ pub struct Clearer {
     pub log: Arc<MdtLog>,
     /// Counts gaps.
     pub stats: Arc<ReaderStats>,
+    /// Whether we may clear now.
+    pub lease: Lease,
     /// The MDT did not know our user when it was asked last.
     pub evicted: bool,
     /// What to clear, and the history that the index belongs to. It ends when the other side is dropped.
@@ -42,6 +45,10 @@ impl Clearer {
     /// Clears as it is told, until there is nobody left to tell it.
     pub fn run(&mut self) {
         while let Ok((upto, generation)) = self.clears.recv() {
+            if !self.lease.is_held() {
+                warn!(mdt = %self.mdt, upto = upto.get(), "not cleared: another lcapd may be at work");
+                continue;
+            }
             let result = self.clear(upto, generation);
             debug!(mdt = %self.mdt, upto = upto.get(), ok = result.is_ok(), "cleared");
             let mdt = self.mdt_at;

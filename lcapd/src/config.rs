@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use lcap_ffi::MdtName;
 use lcap_wire::control::{Delivery, StreamKind};
+use lcap_wire::z85::Key;
 use serde::{Deserialize, Deserializer};
 use toml::Spanned;
 
@@ -21,6 +22,7 @@ use crate::actions::place::ListPlace;
 use crate::hsm::config::{Hsm, RawHsm};
 use crate::hsm::events::{Told, mdt_of};
 use crate::policy::PolicyConfig;
+use crate::security::SecurityConfig;
 use crate::sink::config::{RawSink, SinkConfig};
 use crate::source::SourceUri;
 
@@ -31,6 +33,8 @@ pub struct Config {
     pub path: PathBuf,
     /// Of the daemon as a whole.
     pub server: Server,
+    /// Keys and clients; without it nothing is encrypted and everybody may do everything.
+    pub security: Option<SecurityConfig>,
     /// One per MDT.
     pub mdts: Vec<Mdt>,
     /// At least one, unless HSM requests are all that is served.
@@ -64,10 +68,16 @@ pub struct Server {
     pub hsm_max_events: u64,
     /// Where policy modules are looked for first.
     pub policy_path: Vec<PathBuf>,
+    /// Whose turn it is, if several lcapds share `state_dir`: how long one may be silent.
+    pub lease: Option<Duration>,
+    /// What is logged, unless the command line says.
+    pub log: Option<String>,
     /// A call into a policy module that takes longer is an error.
     pub policy_timeout: Duration,
     /// Where figures and health are served over HTTP.
     pub http: Option<SocketAddr>,
+    /// Connections that there may be to all sockets; by default, what descriptors allow.
+    pub max_connections: Option<usize>,
 }
 
 /// `[[mdt]]`.
@@ -81,6 +91,8 @@ pub struct Mdt {
     pub source: SourceUri,
     /// The source as it was written, for people.
     pub source_text: String,
+    /// Public key of the other lcapd, if the source is one that demands CURVE.
+    pub server_key: Option<String>,
     /// Where its list of HSM actions is.
     pub hsm_actions: HsmSource,
 }
@@ -162,6 +174,7 @@ impl fmt::Display for ConfigError {
 struct RawConfig {
     #[serde(default)]
     server: RawServer,
+    security: Option<SecurityConfig>,
     #[serde(default)]
     mdt: Vec<RawMdt>,
     #[serde(default)]
@@ -185,9 +198,12 @@ struct RawServer {
     max_lag: Option<u64>,
     hsm_audit_interval: Option<Span>,
     hsm_max_events: Option<u64>,
+    max_connections: Option<usize>,
     policy_path: Vec<PathBuf>,
     policy_timeout: Option<Span>,
     http: Option<Spanned<String>>,
+    lease: Option<Spanned<Span>>,
+    log: Option<Spanned<String>>,
     allow_plaintext: bool,
 }
 
@@ -197,6 +213,7 @@ struct RawMdt {
     name: Spanned<String>,
     user: Option<String>,
     source: Option<Spanned<String>>,
+    server_key: Option<Spanned<String>>,
     hsm_actions: Option<Spanned<RawHsmActions>>,
 }
 
@@ -338,7 +355,8 @@ impl Config {
             let key = error.span().map(|at| place.key_at(at.start)).unwrap_or_default();
             place.error(error.span(), &key, error.message())
         })?;
-        let server = raw.server.check(&place)?;
+        let exposed = Exposed { allowed: raw.server.allow_plaintext || raw.security.is_some() };
+        let server = raw.server.check(&place, exposed)?;
         let mut mdts: Vec<Mdt> = Vec::new();
         for raw_mdt in &raw.mdt {
             let mdt = raw_mdt.check(&place)?;
@@ -351,13 +369,14 @@ impl Config {
         let hsm = raw.hsm.as_ref().map(RawHsm::check).transpose();
         let hsm = hsm.map_err(|(at, key, problem)| place.error(at, key, problem))?;
         if let (Some(raw_hsm), Some(hsm)) = (&raw.hsm, &hsm) {
-            let plain = raw.server.allow_plaintext;
             if let Some(movers) = &raw_hsm.movers {
-                check_endpoint(&place, movers, "hsm.movers", plain)?;
+                check_endpoint(&place, movers, "hsm.movers", exposed)?;
             }
             if let Some(port) = &hsm.entrances.json_port {
                 let url = Spanned::new(raw_hsm.json_port_at(), format!("tcp://{port}"));
-                check_endpoint(&place, &url, "hsm.json_port", plain)?;
+                // It knows no keys.
+                let exposed = Exposed { allowed: raw.server.allow_plaintext };
+                check_endpoint(&place, &url, "hsm.json_port", exposed)?;
             }
         }
         if mdts.is_empty() && hsm.is_none() {
@@ -365,7 +384,7 @@ impl Config {
         }
         let mut streams: Vec<Stream> = Vec::new();
         for raw_stream in &raw.stream {
-            let stream = raw_stream.check(&place, &raw.server)?;
+            let stream = raw_stream.check(&place, &raw.server, exposed)?;
             let at = raw_stream.name.span();
             if streams.iter().any(|other| other.name == stream.name) {
                 return Err(place.error(Some(at), "stream.name", format!("{} twice", stream.name)));
@@ -391,7 +410,8 @@ impl Config {
         for raw_sink in &raw.sink {
             sinks.push(Arc::new(raw_sink.check(&place, &streams, &sinks)?));
         }
-        Ok(Self { path: path.to_owned(), server, mdts, streams, sinks, hsm })
+        let (path, security) = (path.to_owned(), raw.security);
+        Ok(Self { path, server, security, mdts, streams, sinks, hsm })
     }
 }
 
@@ -431,10 +451,10 @@ const DEFAULT_MAX_IDLE: Duration = Duration::from_secs(30 * 86_400);
 const DEFAULT_MAX_LAG: u64 = u64::MAX;
 
 impl RawServer {
-    fn check(&self, place: &Place<'_>) -> Result<Server, ConfigError> {
+    fn check(&self, place: &Place<'_>, exposed: Exposed) -> Result<Server, ConfigError> {
         let control = match &self.control {
             Some(control) => {
-                check_endpoint(place, control, "server.control", self.allow_plaintext)?;
+                check_endpoint(place, control, "server.control", exposed)?;
                 control.get_ref().clone()
             }
             None => format!("tcp://127.0.0.1:{}", lcap_wire::DEFAULT_CONTROL_PORT),
@@ -452,6 +472,16 @@ impl RawServer {
             address.map_err(|_| place.error(Some(http.span()), "server.http", problem))
         });
         let http = http.transpose()?;
+        if let Some(log) = &self.log
+            && let Err(problem) = crate::logging::check(log.get_ref())
+        {
+            return Err(place.error(Some(log.span()), "server.log", format!("{problem:#}")));
+        }
+        if let Some(lease) = &self.lease
+            && lease.get_ref().0 < Duration::from_millis(100)
+        {
+            return Err(place.error(Some(lease.span()), "server.lease", "at least 100ms"));
+        }
         Ok(Server {
             control,
             state_dir: self.state_dir.clone().unwrap_or_else(|| "/var/lib/lcap".into()),
@@ -465,8 +495,11 @@ impl RawServer {
                 .max(Duration::from_millis(100)),
             hsm_max_events: self.hsm_max_events.unwrap_or(1_000_000).max(1000),
             policy_path: self.policy_path.clone(),
+            lease: self.lease.as_ref().map(|lease| lease.get_ref().0),
+            log: self.log.as_ref().map(|log| log.get_ref().clone()),
             policy_timeout: seconds(self.policy_timeout, 10).max(Duration::from_millis(100)),
             http,
+            max_connections: self.max_connections.map(|n| n.max(16)),
         })
     }
 }
@@ -479,6 +512,17 @@ impl RawMdt {
         let at = self.source.as_ref().map(Spanned::span);
         let source: SourceUri =
             source_text.parse().map_err(|e| place.error(at.clone(), "mdt.source", e))?;
+        if let Some(key) = &self.server_key {
+            let problem = match (&source, Key::from_z85(key.get_ref())) {
+                (SourceUri::Relay { .. }, Ok(_)) => None,
+                (SourceUri::Relay { .. }, Err(error)) => Some(error.to_string()),
+                _ => Some("only lcap:// sources have one".to_owned()),
+            };
+            if let Some(problem) = problem {
+                return Err(place.error(Some(key.span()), "mdt.server_key", problem));
+            }
+        }
+        let server_key = self.server_key.as_ref().map(|key| key.get_ref().clone());
         let hsm_actions = match self.hsm_actions.as_ref().map(|raw| (raw.get_ref(), raw.span())) {
             None | Some((RawHsmActions::Switch(true), _)) => HsmSource::Auto,
             Some((RawHsmActions::Switch(false), _)) => HsmSource::Off,
@@ -491,19 +535,25 @@ impl RawMdt {
                 return Err(place.error(Some(at), "mdt.hsm_actions", problem));
             }
         };
-        Ok(Mdt { name, user: self.user.clone(), source, source_text, hsm_actions })
+        let user = self.user.clone();
+        Ok(Mdt { name, user, source, source_text, server_key, hsm_actions })
     }
 }
 
 impl RawStream {
-    fn check(&self, place: &Place<'_>, server: &RawServer) -> Result<Stream, ConfigError> {
+    fn check(
+        &self,
+        place: &Place<'_>,
+        server: &RawServer,
+        exposed: Exposed,
+    ) -> Result<Stream, ConfigError> {
         let name = self.name.get_ref().clone();
         let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
         if name.is_empty() || name.len() > 64 || !name.chars().all(plain) {
             let problem = "1 to 64 letters, digits, `_`, `-` or `.` are allowed";
             return Err(place.error(Some(self.name.span()), "stream.name", problem));
         }
-        check_endpoint(place, &self.publish, "stream.publish", server.allow_plaintext)?;
+        check_endpoint(place, &self.publish, "stream.publish", exposed)?;
         let delivery = *self.delivery.get_ref();
         let lanes = self.lanes.as_ref().map_or(1, |lanes| *lanes.get_ref());
         if let Some(at) = &self.lanes
@@ -526,12 +576,18 @@ impl RawStream {
     }
 }
 
+/// Whether sockets may be where other machines reach them: with CURVE, or if that was asked for.
+#[derive(Clone, Copy)]
+struct Exposed {
+    allowed: bool,
+}
+
 /// An endpoint must be one that libzmq can bind, and stay on this machine unless told otherwise.
 fn check_endpoint(
     place: &Place<'_>,
     endpoint: &Spanned<String>,
     key: &str,
-    allow_plaintext: bool,
+    exposed: Exposed,
 ) -> Result<(), ConfigError> {
     let error = |problem: String| Err(place.error(Some(endpoint.span()), key, problem));
     let text = endpoint.get_ref();
@@ -546,12 +602,13 @@ fn check_endpoint(
         return error(format!("{text}: no such port"));
     }
     let loopback = host == "localhost" || host.starts_with("127.") || host == "[::1]";
-    if loopback || allow_plaintext {
+    if loopback || exposed.allowed {
         return Ok(());
     }
     error(format!(
-        "{text} is reachable from other machines and this release does not encrypt; set \
-         `allow_plaintext = true` in [server] if the network is trusted, or bind 127.0.0.1"
+        "{text} is reachable from other machines and nothing would be encrypted; give lcapd keys in \
+         [security], set `allow_plaintext = true` in [server] if the network is trusted, or bind \
+         127.0.0.1"
     ))
 }
 

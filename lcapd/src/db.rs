@@ -28,7 +28,7 @@ pub enum StoreError {
     },
     /// Written by a newer release.
     #[error(
-        "state in {} has schema {found}, this release knows {known}; install the newer release again",
+        "state in {} has schema {found}, this release knows {known}: it was written by a newer release; install that again, or move the state away and register the readers anew",
         path.display()
     )]
     Newer {
@@ -75,7 +75,9 @@ pub struct DbFile {
 }
 
 impl DbFile {
-    /// Opens or creates `dir/name`; `tables` makes those that are missing.
+    /// Opens or creates `dir/name`; `tables` makes those that are missing. With `take_over`, a process that
+    /// still has the file open is one that may not write to it any more (see `lease.rs`): it keeps the
+    /// old file, which nobody looks at again, and we go on with a copy.
     ///
     /// # Errors
     /// If it cannot be opened, is in use, damaged, or from a newer release.
@@ -83,6 +85,7 @@ impl DbFile {
         dir: &Path,
         name: &str,
         schema: Schema,
+        take_over: bool,
         tables: impl FnOnce(&WriteTransaction) -> Result<(), redb::Error>,
     ) -> Result<Self, StoreError> {
         let path = dir.join(name);
@@ -92,6 +95,13 @@ impl DbFile {
         };
         std::fs::create_dir_all(dir).map_err(|error| failed(error.into()))?;
         let db = match Database::create(&path) {
+            Err(redb::DatabaseError::DatabaseAlreadyOpen) if take_over => {
+                leave_behind(&path).map_err(|error| failed(error.into()))?;
+                Database::create(&path)
+            }
+            opened => opened,
+        };
+        let db = match db {
             Ok(db) => db,
             Err(redb::DatabaseError::DatabaseAlreadyOpen) => {
                 return Err(StoreError::InUse { path });
@@ -141,6 +151,15 @@ impl DbFile {
     }
 }
 
+/// Puts a copy in the place of a file that another process has open. What that process was writing
+/// when it lost its right to is not finished in the copy, as after a crash.
+fn leave_behind(path: &Path) -> std::io::Result<()> {
+    let copy = path.with_extension("redb.new");
+    std::fs::copy(path, &copy)?;
+    std::fs::File::open(&copy)?.sync_all()?;
+    std::fs::rename(&copy, path)
+}
+
 fn prepare(
     db: &Database,
     schema: Schema,
@@ -150,6 +169,9 @@ fn prepare(
     let found = {
         let mut table = tx.open_table(schema.table)?;
         let found = table.get(schema.key)?.map(|found| found.value());
+        if let Some(newer) = found.filter(|&found| found > schema.version) {
+            return Ok(newer); // and nothing is written
+        }
         if found.is_none() {
             table.insert(schema.key, schema.version)?;
         }
@@ -170,7 +192,7 @@ mod tests {
     #[test]
     fn two_at_once_and_newer_schemas_are_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let open = |schema| DbFile::open(dir.path(), "x.redb", schema, |_| Ok(()));
+        let open = |schema| DbFile::open(dir.path(), "x.redb", schema, false, |_| Ok(()));
         let file = open(SCHEMA).unwrap();
         assert!(matches!(open(SCHEMA), Err(StoreError::InUse { .. })));
         drop(file);
@@ -181,7 +203,7 @@ mod tests {
     #[test]
     fn what_could_not_be_written_leaves_all_as_it_was() {
         let dir = tempfile::tempdir().unwrap();
-        let mut file = DbFile::open(dir.path(), "x.redb", SCHEMA, |_| Ok(())).unwrap();
+        let mut file = DbFile::open(dir.path(), "x.redb", SCHEMA, false, |_| Ok(())).unwrap();
         let put = |tx: &WriteTransaction, value| -> Result<(), redb::Error> {
             tx.open_table(META)?.insert("k", value)?;
             Ok(())

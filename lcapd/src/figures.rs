@@ -17,6 +17,7 @@ use crate::metrics::families as f;
 use crate::metrics::histogram::Histogram;
 use crate::metrics::{Metrics, Samples};
 use crate::reader::ReaderStats;
+use crate::security::Refusals;
 
 /// How long a scrape waits for the engine. Prometheus gives up after ten seconds.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -26,8 +27,6 @@ const PATIENCE: Duration = Duration::from_secs(3);
 pub struct ServerStats {
     /// Requests that were understood.
     pub requests: AtomicU64,
-    /// Messages that were no requests.
-    pub malformed: AtomicU64,
 }
 
 /// Of one stream.
@@ -44,12 +43,16 @@ pub struct StreamFigures {
 /// Where the daemon's figures are.
 #[derive(Debug)]
 pub struct Figures {
-    /// By MDT, in their order.
+    /// Changelogs by MDT, in their order.
     pub mdts: Vec<(MdtName, Arc<ReaderStats>)>,
+    /// Journals of HSM events by MDT, in their order.
+    pub hsm_mdts: Vec<(MdtName, Arc<ReaderStats>)>,
     /// By stream, in their order.
     pub streams: Vec<(String, Arc<StreamFigures>)>,
     /// Requests.
     pub server: Arc<ServerStats>,
+    /// What was refused.
+    pub refusals: Arc<Refusals>,
     /// The engine.
     pub engine: StatusPort,
     /// When this lcapd began.
@@ -85,7 +88,12 @@ impl Figures {
         }
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         samples.put(&f::REQUESTS, &[], load(&self.server.requests));
-        samples.put(&f::REFUSED, &["malformed"], load(&self.server.malformed));
+        let refusals = &self.refusals;
+        samples.put(&f::REFUSED, &["malformed"], load(&refusals.malformed));
+        samples.put(&f::REFUSED, &["handshake"], load(&refusals.handshake));
+        samples.put(&f::REFUSED, &["unknown_key"], load(&refusals.unknown_key));
+        samples.put(&f::REFUSED, &["denied"], load(&refusals.denied));
+        samples.put(&f::REFUSED, &["limit"], load(&refusals.limit));
 
         let status = self.engine.ask(PATIENCE);
         let health = Health::of(status.as_ref());
@@ -120,7 +128,8 @@ impl Figures {
         samples.put(&f::MDT_LAG_RECORDS, &labels, mdt.lag_records);
         samples.put(&f::MDT_LAG_SECONDS, &labels, age(stats, mdt.cleared_index, now));
         samples.put(&f::MDT_NOT_CLEARING, &labels, mdt.state == "not clearing");
-        let readers = status.streams.iter().flat_map(|stream| &stream.readers);
+        let streams = status.streams.iter().filter(|stream| stream.kind.is_changelog());
+        let readers = streams.flat_map(|stream| &stream.readers);
         let marks = readers.filter_map(|reader| reader.watermark.get(&mdt.name).copied());
         let lowest = marks.chain([mdt.cleared_index]).min().unwrap_or(0);
         stats.timeline.forget_below(RecordIndex::new(lowest));
@@ -133,6 +142,11 @@ impl Figures {
         stream: &StreamStatus,
         now: Duration,
     ) {
+        let (heads, logs) = if stream.kind.is_changelog() {
+            (&status.mdts, &self.mdts)
+        } else {
+            (&status.hsm_mdts, &self.hsm_mdts)
+        };
         let name = stream.name.as_str();
         let is_queue = stream.delivery == Delivery::Queue;
         for (mdt, at) in &stream.mdts {
@@ -141,7 +155,7 @@ impl Figures {
             samples.put(&f::STREAM_SENT, &labels, at.sent);
             samples.put(&f::STREAM_DROPPED, &labels, at.dropped);
             samples.put(&f::STREAM_HELD, &labels, at.held);
-            let head = status.mdts.iter().find(|m| m.name == *mdt).map_or(0, |m| m.read_index);
+            let head = heads.iter().find(|m| m.name == *mdt).map_or(0, |m| m.read_index);
             samples.put(&f::STREAM_LAG, &labels, head.saturating_sub(at.low));
             samples.put(&f::STREAM_STOPPED, &labels, at.stopped);
             samples.put(&f::STREAM_WATERMARK, &labels, at.watermark);
@@ -176,10 +190,8 @@ impl Figures {
             for (mdt, &watermark) in &reader.watermark {
                 let labels = [name, reader.name.as_str(), mdt.as_str()];
                 samples.put(&f::READER_WATERMARK, &labels, watermark);
-                let Some((_, stats)) = self.mdts.iter().find(|(name, _)| name.as_str() == mdt)
-                else {
-                    continue;
-                };
+                let log = logs.iter().find(|(name, _)| name.as_str() == mdt);
+                let Some((_, stats)) = log else { continue };
                 let head = stats.read_index.load(Ordering::Relaxed);
                 samples.put(&f::READER_LAG_RECORDS, &labels, head.saturating_sub(watermark));
                 samples.put(&f::READER_LAG_SECONDS, &labels, age(stats, watermark, now));
@@ -226,13 +238,7 @@ fn answer(path: &str, metrics: &Metrics, engine: &StatusPort) -> Answer {
         "/healthz" | "/readyz" | "/livez" => {
             let health = Health::of(engine.ask(PATIENCE).as_ref());
             let well = if path == "/livez" { health.live } else { health.ready };
-            let mut body = serde_json::to_string(&health).unwrap_or_default();
-            body.push('\n');
-            Answer {
-                code: if well { 200 } else { 503 },
-                content_type: "application/json",
-                body: body.into(),
-            }
+            health.answer(if well { 200 } else { 503 })
         }
         _ => Answer::text(404, "here are /metrics, /healthz, /livez and /readyz\n"),
     }

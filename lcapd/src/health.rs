@@ -11,6 +11,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use lcap_wire::control::Status;
 use serde::Serialize;
 
+use crate::http::Answer;
 use crate::wake::Waker;
 
 /// Where the engine is asked for its state from other threads.
@@ -52,6 +53,19 @@ pub struct Health {
 }
 
 impl Health {
+    /// Another lcapd is at work.
+    pub fn standing_by() -> Self {
+        let reasons = vec!["standing by: another lcapd is at work".to_owned()];
+        Self { live: true, ready: false, reasons }
+    }
+
+    /// For who asks over HTTP.
+    pub fn answer(&self, code: u16) -> Answer {
+        let mut body = serde_json::to_string(self).unwrap_or_default();
+        body.push('\n');
+        Answer { code, content_type: "application/json", body: body.into() }
+    }
+
     /// Judges what the engine said, if it said anything.
     pub fn of(status: Option<&Status>) -> Self {
         let Some(status) = status else {

@@ -229,7 +229,7 @@ impl Connection {
 }
 
 /// The answer to a head, once it is whole, and whether its body is wanted.
-fn answer(head: &[u8], router: &mut Router) -> Option<(Answer, bool)> {
+pub fn answer(head: &[u8], router: &mut Router) -> Option<(Answer, bool)> {
     let mut headers = [httparse::EMPTY_HEADER; 64];
     let mut request = httparse::Request::new(&mut headers);
     match request.parse(head) {

@@ -1,25 +1,40 @@
 //! One thread per broadcast stream: owns its XPUB socket and sends what the workers made.
 #![forbid(unsafe_code)]
 
+pub mod subscribers;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use crossbeam_channel::Receiver;
+use lcap_ffi::connection::{Connection, Door};
 use lcap_ffi::zmq_frame::send_shared;
+use lcap_ffi::zmq_monitor::Watched;
 use lcap_ffi::{MdtName, RecordIndex};
 use lcap_wire::control::StreamKind;
 use lcap_wire::frame::{parse_hello_topic, topic};
 use lcap_wire::{Header, Kind};
-use tracing::{debug, error};
+use tracing::{debug, error, info};
 
+use self::subscribers::Subscribers;
 use crate::figures::StreamFigures;
 use crate::pipeline::Outgoing;
+use crate::security::Access;
 use crate::taps::{Taps, topic_name};
 use crate::wake::Waker;
 use crate::worker::Published;
 
 /// Messages sent between two looks at subscriptions.
 const BURST: usize = 64;
+/// Subscriptions taken before messages have their turn.
+const SUBSCRIPTION_BURST: usize = 1024;
+/// Longest message of a subscriber: a handshake with CURVE, or a hello of a long stream and MDT.
+const MAX_MESSAGE_BYTES: i64 = 512;
+/// Subscriptions of one connection that libzmq takes in before TCP pushes back.
+const RECEIVE_LIMIT: i32 = 64;
+/// The kernel keeps so many bytes of a subscriber, also of one that was cut.
+const RECEIVE_BYTES: i32 = 8 << 10;
 
 /// Publishes one broadcast stream.
 pub struct Publisher {
@@ -28,7 +43,7 @@ pub struct Publisher {
     /// What its messages carry: what is a message of records to everybody else may be events.
     pub kind: StreamKind,
     /// A bound socket, see [`socket`].
-    pub socket: zmq::Socket,
+    pub socket: Watched,
     /// One life of lcapd.
     pub epoch: u64,
     /// By MDT, see [`Topic::new`]; `None` for what the stream does not carry.
@@ -41,6 +56,16 @@ pub struct Publisher {
     pub figures: Arc<StreamFigures>,
     /// Wakes this thread.
     pub waker: Waker,
+    /// Where the socket is bound.
+    pub door: Option<Door>,
+    /// What each connection has subscribed to.
+    pub subscribers: Subscribers<Connection>,
+    /// Set when somebody may no longer read the stream.
+    pub revoked: Arc<AtomicBool>,
+    /// Who may read it, and what was refused.
+    pub access: Access,
+    /// For limits per time.
+    pub started: Instant,
     /// Set before the last wake.
     pub stop: Arc<AtomicBool>,
 }
@@ -81,7 +106,10 @@ pub fn socket(context: &zmq::Context, send_limit: i32) -> Result<zmq::Socket, zm
     // Every subscription is told, also one that another client has already: a hello proves it live.
     socket.set_xpub_verbose(true)?;
     // A subscription is a topic; nobody has business sending more than that.
-    socket.set_maxmsgsize(4096)?;
+    socket.set_maxmsgsize(MAX_MESSAGE_BYTES)?;
+    socket.set_rcvhwm(RECEIVE_LIMIT)?;
+    socket.set_rcvbuf(RECEIVE_BYTES)?;
+    socket.set_handshake_ivl(5_000)?;
     Ok(socket)
 }
 
@@ -121,15 +149,19 @@ impl Publisher {
                 }
                 sent += 1;
             }
-            self.greet();
-            if sent == BURST {
+            let more = self.take_subscriptions();
+            self.revoke();
+            if sent == BURST || more {
                 continue;
             }
             if self.stop.load(Ordering::Relaxed) && self.messages.is_empty() {
                 return;
             }
             self.waker.falling_asleep();
-            if self.messages.is_empty() && !self.stop.load(Ordering::Relaxed) {
+            if self.messages.is_empty()
+                && !self.stop.load(Ordering::Relaxed)
+                && !self.revoked.load(Ordering::Relaxed)
+            {
                 let mut items = [
                     self.socket.as_poll_item(zmq::POLLIN),
                     zmq::PollItem::from_fd(self.waker.raw_fd(), zmq::POLLIN),
@@ -155,36 +187,135 @@ impl Publisher {
         Ok(())
     }
 
-    /// Answers subscriptions to a hello topic: what was subscribed before it is live now.
-    fn greet(&mut self) {
-        while let Ok(subscription) = self.socket.recv_bytes(zmq::DONTWAIT) {
-            let Some((1, hello)) = subscription.split_first().map(|(kind, rest)| (*kind, rest))
-            else {
-                continue;
-            };
-            let Some((name, mdt, _)) = parse_hello_topic(hello) else { continue };
-            let taps = self.taps.now();
-            if name != self.stream && !taps.iter().any(|t| topic_name(&self.stream, t.id) == name) {
-                debug!(stream = self.stream, name, "subscription to a topic that is not served");
+    /// True if there may be more of them.
+    fn take_subscriptions(&mut self) -> bool {
+        for _ in 0..SUBSCRIPTION_BURST {
+            let Ok(mut message) = self.socket.recv_msg(zmq::DONTWAIT) else { return false };
+            // A connection that is over has none any more; what it had, libzmq has forgotten.
+            if let Some(from) = Connection::of_message(&mut message)
+                && !self.admits(from, &mut message)
+            {
                 continue;
             }
-            let mut topics = self.topics.iter().flatten();
-            let Some(topic) = topics.find(|topic| topic.mdt.as_str() == mdt) else {
-                debug!(stream = self.stream, mdt, "subscription to an MDT that is not served");
-                continue;
-            };
-            let mut header = Header::for_body(Kind::Hello, &[]);
-            header.epoch = self.epoch;
-            header.sequence = topic.sequence;
-            header.low = topic.low;
-            header.generation = topic.generation;
-            let sent = self.socket.send(hello, zmq::SNDMORE).and_then(|()| {
-                self.socket.send(header.encode().as_slice(), zmq::SNDMORE)?;
-                self.socket.send(&[][..], 0)
-            });
-            if let Err(error) = sent {
-                debug!(stream = self.stream, %error, "cannot greet a subscriber");
+            if let Some((1, topic)) = message.split_first() {
+                self.greet(topic);
             }
         }
+        true
+    }
+
+    /// Counts what a connection says. False if it is being cut.
+    fn admits(&mut self, from: Connection, message: &mut zmq::Message) -> bool {
+        if self.subscribers.is_cut(from) {
+            return false;
+        }
+        if !self.subscribers.knows(from) {
+            let user = message.gets("User-Id").filter(|user| !user.is_empty()).map(str::to_owned);
+            let may_read = self.access.may_read(user.as_deref(), &self.stream, None);
+            self.subscribers.enter(from, user.clone());
+            if !may_read {
+                self.cut_revoked(from, user.as_deref());
+                return false;
+            }
+        }
+        let now = self.started.elapsed();
+        let why = match message.split_first() {
+            Some((1, topic)) => {
+                let is_served = self.is_served(topic);
+                self.subscribers.subscribe(from, topic, is_served, now)
+            }
+            Some((0, topic)) => self.subscribers.unsubscribe(from, topic, now),
+            _ => Some("a message that is no subscription"),
+        };
+        if let Some(why) = why {
+            self.cut_for_excess(from, why);
+        }
+        if let Some(heaviest) = self.subscribers.sweep(Connection::is_open) {
+            self.cut_for_excess(heaviest, "most of too many subscriptions");
+        }
+        why.is_none()
+    }
+
+    fn cut(&mut self, connection: Connection) {
+        self.subscribers.cut(connection);
+        // If this fails, it is over already.
+        self.door.as_ref().map(|door| connection.cut(door));
+    }
+
+    fn cut_for_excess(&mut self, connection: Connection, why: &str) {
+        let refusals = &self.access.refusals;
+        let who = connection.peer().map_or_else(|| "?".to_owned(), |peer| peer.to_string());
+        let what = format_args!("{why}, stream {}; the connection is cut", self.stream);
+        refusals.note(&refusals.limit, &who, what);
+        self.cut(connection);
+    }
+
+    fn cut_revoked(&mut self, connection: Connection, user: Option<&str>) {
+        let (stream, client) = (&self.stream, user.unwrap_or("?"));
+        info!(
+            stream,
+            client, "this client may not read the stream any longer; its connection is cut"
+        );
+        self.cut(connection);
+    }
+
+    /// Ends the connections of those that may not read the stream any longer.
+    fn revoke(&mut self) {
+        if !self.revoked.swap(false, Ordering::Relaxed) {
+            return;
+        }
+        let must_go = |user: Option<&str>| !self.access.may_read(user, &self.stream, None);
+        for (connection, user) in self.subscribers.of_users(must_go) {
+            self.cut_revoked(connection, user.as_deref());
+        }
+    }
+
+    /// Answers a subscription to a hello topic: what was subscribed before it is live now.
+    fn greet(&mut self, hello: &[u8]) {
+        let Some((name, mdt, _)) = parse_hello_topic(hello) else { return };
+        if !self.has_name(name) {
+            debug!(stream = self.stream, name, "subscription to a topic that is not served");
+            return;
+        }
+        let mut topics = self.topics.iter().flatten();
+        let Some(topic) = topics.find(|topic| topic.mdt.as_str() == mdt) else {
+            debug!(stream = self.stream, mdt, "subscription to an MDT that is not served");
+            return;
+        };
+        let mut header = Header::for_body(Kind::Hello, &[]);
+        header.epoch = self.epoch;
+        header.sequence = topic.sequence;
+        header.low = topic.low;
+        header.generation = topic.generation;
+        let sent = self.socket.send(hello, zmq::SNDMORE).and_then(|()| {
+            self.socket.send(header.encode().as_slice(), zmq::SNDMORE)?;
+            self.socket.send(&[][..], 0)
+        });
+        if let Err(error) = sent {
+            debug!(stream = self.stream, %error, "cannot greet a subscriber");
+        }
+    }
+
+    /// The stream's own name, or that of a filter in it.
+    fn has_name(&self, name: &str) -> bool {
+        let taps = self.taps.now();
+        name == self.stream || taps.iter().any(|t| topic_name(&self.stream, t.id) == name)
+    }
+
+    /// A topic of this stream, of a filter in it, or what several of them begin with; or a hello.
+    fn is_served(&self, topic: &[u8]) -> bool {
+        let mut topics = self.topics.iter().flatten();
+        if topics.any(|own| own.bytes.starts_with(topic)) {
+            return true;
+        }
+        let hello = parse_hello_topic(topic).map(|(name, mdt, _)| (name, mdt));
+        let (name, mdt) = match (hello, std::str::from_utf8(topic)) {
+            (Some(hello), _) => hello,
+            (None, Ok(topic)) => topic.split_once('\0').unwrap_or((topic, "")),
+            (None, Err(_)) => return false,
+        };
+        let mdt = mdt.strip_suffix('\0').unwrap_or(mdt);
+        let mut topics = self.topics.iter().flatten();
+        self.has_name(name) && (mdt.is_empty() || topics.any(|topic| topic.mdt.as_str() == mdt))
     }
 }

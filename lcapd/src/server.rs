@@ -1,13 +1,14 @@
 //! The engine's thread: control and queue sockets on one side, the engine's effects on the other.
 #![forbid(unsafe_code)]
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
 use lcap_ffi::zmq_frame::send_shared;
+use lcap_ffi::zmq_monitor::Watched;
 use lcap_ffi::{MdtName, RecordIndex};
 use lcap_wire::control::{Event, MAX_MESSAGE_BYTES, Op, Reply, Request, StreamKind};
 use lcap_wire::frame::topic;
@@ -25,11 +26,13 @@ use crate::health::StatusQuestions;
 use crate::hsm::operator;
 use crate::hsm::service::Handle as HsmQueue;
 use crate::hsm::workers::Answer;
+use crate::intake::{self, Received};
 use crate::log::{Gap, MdtLog};
 use crate::pipeline::Outgoing;
 use crate::policies::{ReloadRequest, Reloaded};
 use crate::publisher::kind_on_wire;
 use crate::reader::ReaderStats;
+use crate::security::Access;
 use crate::sink::config::SinkConfig;
 use crate::store::Change;
 use crate::taps::Taps;
@@ -40,6 +43,21 @@ use crate::worker::{Command, Progress, QueueInput};
 const BURST: usize = 64;
 /// Messages sent to one catching-up client before the others have their turn.
 const CATCH_UP_BURST: usize = 16;
+
+/// Sessions that a client may have, and, where clients have no names, a connection.
+const MAX_CLIENT_SESSIONS: usize = 1024;
+const MAX_CONNECTION_SESSIONS: usize = 64;
+/// Catch-ups that a client, or a connection, may have running: each is a thread.
+const MAX_CLIENT_CATCH_UPS: usize = 64;
+/// Connections whose owners are remembered before those that are gone are looked for.
+const MAX_OWNERS: usize = 4096;
+/// Messages of one client that wait in libzmq before TCP pushes back. Each may have
+/// [`MAX_MESSAGE_BYTES`].
+const RECEIVE_LIMIT: i32 = 32;
+
+fn max_sessions(who: Option<&str>) -> usize {
+    if who.is_some() { MAX_CLIENT_SESSIONS } else { MAX_CONNECTION_SESSIONS }
+}
 
 /// Results that other threads have for the engine.
 #[derive(Debug)]
@@ -68,6 +86,8 @@ pub enum Outcome {
         /// The answer.
         upto: RecordIndex,
     },
+    /// The list of clients has changed: some may do less than before.
+    Revoked,
     /// A stream has other policies.
     PoliciesReplaced {
         /// Number of the stream.
@@ -166,7 +186,7 @@ pub struct Server {
     /// The rules.
     pub engine: Engine,
     /// Control first, then one per queue stream.
-    pub sockets: Vec<zmq::Socket>,
+    pub sockets: Vec<Watched>,
     /// By MDT.
     pub mdts: Vec<MdtEnd>,
     /// By stream and MDT.
@@ -195,6 +215,10 @@ pub struct Server {
     pub questions: StatusQuestions,
     /// Counts requests.
     pub stats: Arc<ServerStats>,
+    /// Who may do what.
+    pub access: Access,
+    /// Names of the clients that have opened sessions, by connection.
+    pub owners: HashMap<(usize, Vec<u8>), String>,
     /// Counts what streams do, by stream.
     pub figures: Vec<Arc<StreamFigures>>,
     /// For answers that the engine waits for.
@@ -220,7 +244,9 @@ pub fn router(context: &zmq::Context, send_limit: i32) -> Result<zmq::Socket, zm
     // Acknowledgements of the last moments still go out when the daemon stops.
     socket.set_linger(200)?;
     socket.set_sndhwm(send_limit)?;
-    socket.set_rcvhwm(1000)?;
+    socket.set_rcvhwm(RECEIVE_LIMIT)?;
+    // Whoever connects and says nothing is not to keep a descriptor for long.
+    socket.set_handshake_ivl(5_000)?;
     socket.set_router_mandatory(true)?;
     socket.set_maxmsgsize(i64::try_from(MAX_MESSAGE_BYTES).unwrap_or(i64::MAX))?;
     Ok(socket)
@@ -325,9 +351,16 @@ impl Server {
         for socket in 0..self.sockets.len() {
             let mut taken = 0;
             while taken < BURST
-                && let Ok(frames) = self.sockets[socket].recv_multipart(zmq::DONTWAIT)
+                && let Some(received) = intake::receive(&self.sockets[socket])
             {
-                self.take_request(socket, frames, now);
+                match received {
+                    Ok(received) => self.take_request(socket, received, now),
+                    Err(_) => {
+                        let refusals = &self.access.refusals;
+                        let what = format_args!("a message with the wrong number of frames");
+                        refusals.note(&refusals.malformed, "?", what);
+                    }
+                }
                 taken += 1;
             }
             more |= taken == BURST;
@@ -335,35 +368,84 @@ impl Server {
         more
     }
 
-    fn take_request(&mut self, socket: usize, mut frames: Vec<Vec<u8>>, now: Now) {
-        let delimiter = frames.len() == 3 && frames[1].is_empty();
-        if delimiter {
-            frames.remove(1);
-        }
-        let Ok([identity, body]) = <[Vec<u8>; 2]>::try_from(frames) else {
-            self.stats.malformed.fetch_add(1, Ordering::Relaxed);
-            debug!("control message with the wrong number of frames, ignored");
-            return;
-        };
+    fn take_request(&mut self, socket: usize, received: Received, now: Now) {
+        let Received { identity, delimiter, body, user } = received;
         let peer = Peer { socket, identity, delimiter };
-        match serde_json::from_slice::<Request>(&body) {
-            Ok(request) => {
-                self.stats.requests.fetch_add(1, Ordering::Relaxed);
-                match request.op {
-                    Op::Hsm(op) if request.v == PROTOCOL_VERSION => {
-                        self.ask_hsm(peer, request.id, op);
-                    }
-                    _ => self.engine.request(&peer, request, now),
-                }
-            }
+        let who = user.as_deref();
+        let request = match serde_json::from_slice::<Request>(&body) {
+            Ok(request) => request,
             Err(error) => {
-                self.stats.malformed.fetch_add(1, Ordering::Relaxed);
+                let refusals = &self.access.refusals;
+                let what = format_args!("a malformed request: {error}");
+                refusals.note(&refusals.malformed, who.unwrap_or("?"), what);
                 // An id may still be readable, so that the client can match the answer.
                 let value: Option<serde_json::Value> = serde_json::from_slice(&body).ok();
                 let id = value.and_then(|value| value.get("id")?.as_u64());
                 let reply = Reply::error(id, libc::EINVAL, format!("malformed request: {error}"));
                 self.send_control(&peer, &reply.encode());
+                return;
             }
+        };
+        self.stats.requests.fetch_add(1, Ordering::Relaxed);
+        let refusals = Arc::clone(&self.access.refusals);
+        let refused = if let Some(why) = self.access.refuse(who, &request.op) {
+            refusals.note(&refusals.denied, who.unwrap_or("?"), format_args!("{why}"));
+            Some((libc::EACCES, why))
+        } else if matches!(request.op, Op::Start(_)) && self.has_too_many(&peer, who) {
+            let why = format!("more than {} sessions of one client", max_sessions(who));
+            refusals.note(&refusals.limit, who.unwrap_or("?"), format_args!("{why}"));
+            Some((libc::EUSERS, why))
+        } else {
+            None
+        };
+        if let Some((errno, why)) = refused {
+            self.send_control(&peer, &Reply::error(request.id, errno, why).encode());
+            return;
+        }
+        if let (Op::Start(_), Some(user)) = (&request.op, user) {
+            self.owners.insert((peer.socket, peer.identity.clone()), user);
+        }
+        match request.op {
+            Op::Hsm(op) if request.v == PROTOCOL_VERSION => self.ask_hsm(peer, request.id, op),
+            _ => self.engine.request(&peer, request, now),
+        }
+    }
+
+    /// Whose a connection is, by its name on the allow-list.
+    fn owner(&self, peer: &Peer) -> Option<&str> {
+        self.owners.get(&(peer.socket, peer.identity.clone())).map(String::as_str)
+    }
+
+    /// Without names each connection counts as a client.
+    fn has_too_many(&mut self, peer: &Peer, who: Option<&str>) -> bool {
+        if self.owners.len() > 2 * MAX_OWNERS {
+            self.forget_owners();
+        }
+        let own = |other: &Peer| match who {
+            Some(who) => self.owner(other) == Some(who),
+            None => other == peer,
+        };
+        let n_sessions = self.engine.session_list().filter(|session| own(session.peer)).count();
+        n_sessions >= max_sessions(who)
+    }
+
+    /// Forgets who had connections that no session is open over.
+    fn forget_owners(&mut self) {
+        let open = self.engine.session_list();
+        let open: HashSet<_> = open.map(|s| (s.peer.socket, s.peer.identity.clone())).collect();
+        self.owners.retain(|connection, _| open.contains(connection));
+    }
+
+    /// Ends sessions of clients that may not have them any longer.
+    fn revoke(&mut self, now: Now) {
+        self.forget_owners();
+        let sessions = self.engine.session_list();
+        let gone = sessions.filter(|session| {
+            let stream = &self.stream_names[session.stream];
+            !self.access.may_read(self.owner(session.peer), stream, session.reader)
+        });
+        for session in gone.map(|session| session.number).collect::<Vec<_>>() {
+            self.engine.lose_session(session, libc::EACCES, "access was revoked", now);
         }
     }
 
@@ -432,6 +514,7 @@ impl Server {
                 Outcome::PolicyAllows { stream, mdt, proposed, upto } => {
                     self.engine.policy_allows(stream, mdt, proposed, upto, now);
                 }
+                Outcome::Revoked => self.revoke(now),
                 Outcome::PoliciesReplaced { stream, clears, merges } => {
                     self.engine.policies_replaced(stream, clears, merges);
                 }
@@ -458,7 +541,12 @@ impl Server {
                 }
                 Effect::StartCatchUp { session, start } => {
                     let figures = Arc::clone(&self.figures[start.stream]);
-                    match self.catch_ups.start(session, start) {
+                    let begun = if self.has_too_many_catch_ups(session, catch_ups) {
+                        Err(format!("this client is catching up {MAX_CLIENT_CATCH_UPS} times"))
+                    } else {
+                        self.catch_ups.start(session, start)
+                    };
+                    match begun {
                         Ok(handle) => {
                             let counted = CountedCatchUp::new(figures);
                             let entry =
@@ -499,6 +587,21 @@ impl Server {
                 }
             }
         }
+    }
+
+    fn has_too_many_catch_ups(
+        &self,
+        session: u64,
+        catch_ups: &HashMap<u64, CatchUpSession>,
+    ) -> bool {
+        let Some(peer) = self.engine.data_peer(session) else { return false };
+        let who = self.owner(peer);
+        let others = catch_ups.keys().filter_map(|&number| self.engine.data_peer(number));
+        let own = others.filter(|other| match who {
+            Some(_) => self.owner(other) == who,
+            None => *other == peer,
+        });
+        own.count() >= MAX_CLIENT_CATCH_UPS
     }
 
     /// The answer comes back as an outcome, so that a slow policy holds up nothing here.
@@ -546,7 +649,7 @@ impl Server {
         ready: &mut BTreeSet<u64>,
         now: Now,
     ) -> bool {
-        let mut more = false;
+        let (mut more, mut over) = (false, Vec::new());
         for session in std::mem::take(ready) {
             let Some(entry) = catch_ups.get_mut(&session) else { continue };
             let mut sent = 0;
@@ -560,9 +663,13 @@ impl Server {
                 entry.handle.wake();
                 sent += 1;
                 if !self.send_item(session, entry, item, now) {
+                    over.push(session);
                     break;
                 }
             }
+        }
+        for session in over {
+            catch_ups.remove(&session);
         }
         more
     }

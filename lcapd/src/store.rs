@@ -98,12 +98,12 @@ pub enum Change {
 pub struct Store(DbFile);
 
 impl Store {
-    /// Opens or creates `state_dir/lcapd.redb` and reads all of it.
+    /// Opens or creates `state_dir/lcapd.redb` and reads all of it; `take_over` as in [`DbFile::open`].
     ///
     /// # Errors
     /// If it cannot be opened, is in use, damaged, or from a newer release.
-    pub fn open(state_dir: &Path) -> Result<(Self, Saved), StoreError> {
-        let file = DbFile::open(state_dir, "lcapd.redb", SCHEMA, |tx| {
+    pub fn open(state_dir: &Path, take_over: bool) -> Result<(Self, Saved), StoreError> {
+        let file = DbFile::open(state_dir, "lcapd.redb", SCHEMA, take_over, |tx| {
             tx.open_table(MDTS)?;
             tx.open_table(TAILS)?;
             tx.open_table(STREAMS)?;
@@ -227,7 +227,7 @@ mod tests {
     #[test]
     fn what_was_committed_is_there_again() {
         let dir = tempfile::tempdir().unwrap();
-        let (mut store, saved) = Store::open(dir.path()).unwrap();
+        let (mut store, saved) = Store::open(dir.path(), false).unwrap();
         assert_eq!(saved, Saved::default());
         let mdt = MdtState { cleared: 7, clearing: 9, generation: 1, rewinds: vec![3] };
         let tail = vec![(RecordIndex::new(7), 9)];
@@ -244,12 +244,28 @@ mod tests {
             .unwrap();
         store.commit(&[Change::ReaderGone(key("s", "r"))]).unwrap();
         drop(store);
-        let (_store, saved) = Store::open(dir.path()).unwrap();
+        let (_store, saved) = Store::open(dir.path(), false).unwrap();
         assert_eq!(saved.mdts["a-MDT0000"], mdt);
         assert_eq!(saved.tails["a-MDT0000"], tail);
         assert_eq!(saved.streams[&key("s", "a-MDT0000")], RecordIndex::new(9));
         assert_eq!(saved.readers.keys().collect::<Vec<_>>(), [&key("s", "r2")]);
         let mark = ("s".to_owned(), "r2".to_owned(), "a-MDT0000".to_owned());
         assert_eq!(saved.watermarks, BTreeMap::from([(mark, RecordIndex::new(6))]));
+    }
+
+    #[test]
+    fn who_lost_the_lease_keeps_the_old_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut old, _) = Store::open(dir.path(), false).unwrap();
+        let stream =
+            |index| [Change::Stream("s".into(), "a-MDT0000".into(), RecordIndex::new(index))];
+        old.commit(&stream(1)).unwrap();
+        let (mut new, saved) = Store::open(dir.path(), true).unwrap();
+        assert_eq!(saved.streams.values().next(), Some(&RecordIndex::new(1)));
+        old.commit(&stream(2)).unwrap();
+        new.commit(&stream(3)).unwrap();
+        drop((old, new));
+        let (_, saved) = Store::open(dir.path(), false).unwrap();
+        assert_eq!(saved.streams.values().next(), Some(&RecordIndex::new(3)));
     }
 }

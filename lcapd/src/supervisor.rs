@@ -4,6 +4,7 @@
 //! its last commit, then publishers, the store and the clearers.
 #![forbid(unsafe_code)]
 
+use std::collections::HashMap;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -14,6 +15,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, anyhow};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
+use lcap_ffi::connection::Door;
+use lcap_ffi::zmq_monitor::Watched;
 use lcap_ffi::{MdtName, RecordIndex};
 use lcap_wire::control::{Delivery, StreamKind};
 use tracing::{error, info, warn};
@@ -35,18 +38,24 @@ use crate::hsm;
 use crate::hsm::service::Handle as HsmQueue;
 use crate::http::Http;
 use crate::last_read::{self, LastRead};
+use crate::lease::Lease;
 use crate::log::MdtLog;
 use crate::metrics::Metrics;
 use crate::pace::Pace;
 use crate::pipeline::Pipeline;
 use crate::policies::{Keeper, ReloadRequest, StreamPolicies, in_stream};
 use crate::policy::{Loader, PolicyError};
+use crate::publisher::subscribers::Subscribers;
 use crate::publisher::{self, Publisher, Topic};
 use crate::reader::{Reader, ReaderStats, chain};
+use crate::security::doorman::Doorman;
+use crate::security::zap::Zap;
+use crate::security::{Access, Domain, Security};
 use crate::server::{self, CatchUps, MdtEnd, Outcome, Server, WorkerEnd};
-
+use crate::service;
 use crate::sink::{self, LiveState, Sink, SinkStats};
-use crate::source::Upstream;
+use crate::source::relay::{RelayKeys, RelayUpstream};
+use crate::source::{SourceUri, Upstream};
 use crate::store::{Change, Store};
 use crate::taps::Taps;
 use crate::wake::Waker;
@@ -128,6 +137,17 @@ pub struct Daemon {
     epoch: u64,
     endpoints: Vec<String>,
     metrics: Metrics,
+    engine_status: StatusPort,
+    security: Option<Arc<Security>>,
+    revoked: Revoked,
+}
+
+/// Whom to tell that somebody may do less than before.
+#[derive(Debug)]
+struct Revoked {
+    outcomes: Sender<Outcome>,
+    engine: Waker,
+    publishers: Vec<(Arc<AtomicBool>, Waker)>,
 }
 
 /// Threads that are stopped together.
@@ -193,6 +213,9 @@ impl Stage {
 /// # Errors
 /// What is wrong.
 pub fn check(config: &Config) -> Result<()> {
+    if let Some(security) = &config.security {
+        Security::load(security)?;
+    }
     let loader = Loader::standard(&config.server.policy_path);
     for stream in &config.streams {
         let in_place = |error: PolicyError| anyhow!(in_stream(&config.path, &stream.name, &error));
@@ -215,20 +238,12 @@ fn policies(config: &Config, loader: &Loader, stream: &Stream) -> Result<StreamP
         .map_err(|error| anyhow!(in_stream(&config.path, &stream.name, &error)))
 }
 
-fn bind(socket: &zmq::Socket, endpoint: &str, what: &str) -> Result<String> {
-    // With IPv6 on, IPv4 addresses are shown in a form that nobody recognises.
-    socket.set_ipv6(endpoint.contains('['))?;
-    socket.bind(endpoint).with_context(|| format!("cannot bind {what} to {endpoint}"))?;
-    let bound = socket.get_last_endpoint().ok().and_then(Result::ok);
-    Ok(bound.unwrap_or_else(|| endpoint.to_owned()))
-}
-
 impl Daemon {
     /// Starts everything.
     ///
     /// # Errors
     /// What cannot be started, and why; nothing runs then.
-    pub fn start(config: &Config) -> Result<Self> {
+    pub fn start(config: &Config, lease: &Lease) -> Result<Self> {
         let started = Instant::now();
         let epoch = epoch();
         let n_queues = config.streams.iter().filter(|s| s.delivery == Delivery::Queue).count();
@@ -239,31 +254,40 @@ impl Daemon {
             .iter()
             .map(|stream| policies(config, &loader, stream).map(Arc::new))
             .collect::<Result<_>>()?;
-        let (store, saved) = Store::open(&config.server.state_dir)?;
+        let security = config.security.as_ref().map(Security::load).transpose()?;
+        let security = security.map(Arc::new);
+        let access = security.as_ref().map(|s| s.access().clone()).unwrap_or_default();
+        let (store, saved) = Store::open(&config.server.state_dir, lease.is_needed())?;
+        let (mut intake, mut core, mut outlet) = (Stage::new(), Stage::new(), Stage::new());
+        // The last, since it hears of every connection until that is closed.
+        let mut watch = Stage::new();
 
         let context = zmq::Context::new();
         // More I/O threads than cores only take turns.
         let io_threads = thread::available_parallelism().map_or(1, |n| n.get().min(4));
         context.set_io_threads(i32::try_from(io_threads).unwrap_or(1))?;
         let mut endpoints = Vec::new();
-        let control = server::router(&context, 1000)?;
-        endpoints.push(bind(&control, &config.server.control, "the control socket")?);
+        // Before any socket is bound: see there.
+        let max_connections =
+            config.server.max_connections.unwrap_or_else(service::default_max_connections);
+        let mut gate = Gate::new(&context, security.clone(), &access, max_connections, &mut watch)?;
+        let socket = server::router(&context, 1000)?;
+        let (control, bound) =
+            gate.open(&context, socket, &Domain::Control, &config.server.control)?;
+        endpoints.push(bound);
         let mut routers = vec![control];
         let mut publishers = Vec::new();
         let mut setups = Vec::new();
         for (stream, policies) in config.streams.iter().zip(&policies) {
-            let what = format!("stream {}", stream.name);
-            let publish = if stream.delivery == Delivery::Queue {
-                let socket = server::router(&context, 1000)?;
-                let bound = bind(&socket, &stream.publish, &what)?;
-                routers.push(socket);
-                bound
+            let domain = Domain::Stream(stream.name.clone());
+            let is_queue = stream.delivery == Delivery::Queue;
+            let socket = if is_queue {
+                server::router(&context, 1000)?
             } else {
-                let socket = publisher::socket(&context, budget.send_limit)?;
-                let bound = bind(&socket, &stream.publish, &what)?;
-                publishers.push(socket);
-                bound
+                publisher::socket(&context, budget.send_limit)?
             };
+            let (socket, publish) = gate.open(&context, socket, &domain, &stream.publish)?;
+            if is_queue { &mut routers } else { &mut publishers }.push(socket);
             endpoints.push(publish.clone());
             setups.push(StreamSetup {
                 name: stream.name.clone(),
@@ -277,7 +301,6 @@ impl Daemon {
                 max_lag: stream.max_lag,
             });
         }
-        let (mut intake, mut core, mut outlet) = (Stage::new(), Stage::new(), Stage::new());
         let hsm = HsmActions::start(config, &mut intake)?;
         let units = units(config, &hsm)?;
         let mdt_setups: Vec<MdtSetup> = units.iter().map(Unit::setup).collect();
@@ -301,7 +324,8 @@ impl Daemon {
         let engine_waker = Waker::new()?;
         let (outcomes, outcomes_in) = unbounded();
         let (commits, commits_in) = unbounded();
-        start_store(&mut outlet, store, commits_in, outcomes.clone(), engine_waker.clone())?;
+        let committed = (outcomes.clone(), engine_waker.clone());
+        start_store(&mut outlet, store, lease.clone(), commits_in, committed)?;
 
         let flowing = Arc::default();
         let metrics = Metrics::default();
@@ -366,6 +390,7 @@ impl Daemon {
                 upstream: Arc::clone(&parts.upstream),
                 log: Arc::clone(&parts.log),
                 stats: Arc::clone(&stats),
+                lease: lease.clone(),
                 evicted: false,
                 clears: clears_in,
                 outcomes: outcomes.clone(),
@@ -379,20 +404,24 @@ impl Daemon {
 
         let taps: Vec<Taps> = config.streams.iter().map(|_| Taps::default()).collect();
         let mut publishers = publishers.into_iter();
+        let mut publishers_to_tell = Vec::new();
         let (mut workers, mut live) = (Vec::new(), Vec::new());
         for (stream_at, (stream, policies)) in config.streams.iter().zip(&policies).enumerate() {
             let publisher = match stream.delivery {
                 Delivery::Broadcast => {
                     let socket = publishers.next().context("a socket per broadcast stream")?;
-                    Some(start_publisher(
-                        &mut outlet,
+                    let broadcast = Broadcast {
                         stream,
                         socket,
-                        epoch,
-                        &mdts,
-                        &taps[stream_at],
-                        &stream_figures[stream_at],
-                    )?)
+                        endpoint: &endpoints[stream_at + 1],
+                        access: &access,
+                        taps: &taps[stream_at],
+                        figures: &stream_figures[stream_at],
+                    };
+                    let (to_publisher, revoked) =
+                        start_publisher(&mut outlet, broadcast, epoch, &mdts)?;
+                    publishers_to_tell.push((revoked, to_publisher.1.clone()));
+                    Some(to_publisher)
                 }
                 Delivery::Queue => None,
             };
@@ -512,16 +541,30 @@ impl Daemon {
             waker: engine_waker.clone(),
             running: Arc::default(),
         };
-        let told = hsm.of_requests();
-        let hsm = start_hsm(&mut intake, &mut outlet, config, told, &context, epoch, &metrics)?;
+        let secure = |socket: &zmq::Socket| gate.protect(socket, &Domain::Movers);
+        let host = hsm::entrances::Host {
+            loader: &loader,
+            context: &context,
+            secure: &secure,
+            lease,
+            epoch,
+            stop_intake: Arc::clone(&intake.stop),
+            stop: Arc::clone(&outlet.stop),
+        };
+        let hsm = start_hsm(&mut intake, &mut outlet, config, &hsm, &host, &metrics)?;
+        gate.start(&mut watch)?;
         let server_stats = Arc::new(ServerStats::default());
         let names = config.streams.iter().map(|stream| stream.name.clone());
+        let logs = |is_changelog| {
+            let logs = mdt_ends.iter().filter(move |mdt| mdt.kind.is_changelog() == is_changelog);
+            logs.map(|mdt| (mdt.name.clone(), Arc::clone(&mdt.stats))).collect()
+        };
         let own = Figures {
-            mdts: (mdt_ends.iter().filter(|mdt| mdt.kind.is_changelog()))
-                .map(|mdt| (mdt.name.clone(), Arc::clone(&mdt.stats)))
-                .collect(),
+            mdts: logs(true),
+            hsm_mdts: logs(false),
             streams: names.zip(stream_figures.iter().cloned()).collect(),
             server: Arc::clone(&server_stats),
+            refusals: Arc::clone(&access.refusals),
             engine: engine_status.clone(),
             started: SystemTime::now(),
         };
@@ -542,13 +585,17 @@ impl Daemon {
             commits,
             hsm,
             outcomes: outcomes_in,
-            outcome_sender: outcomes,
+            outcome_sender: outcomes.clone(),
             questions,
             stats: server_stats,
+            access: access.clone(),
+            owners: HashMap::new(),
             figures: stream_figures,
             waker: engine_waker.clone(),
             stop: Arc::clone(&core.stop),
         };
+        let revoked =
+            Revoked { outcomes, engine: engine_waker.clone(), publishers: publishers_to_tell };
         core.wakers.push(engine_waker);
         core.spawn("engine", move || server.run())?;
         info!(
@@ -560,8 +607,18 @@ impl Daemon {
             "lcapd is ready"
         );
         let patience = config.server.policy_timeout;
-        let threads = vec![intake, core, outlet];
-        Ok(Self { threads, reloads, patience, epoch, endpoints, metrics })
+        let threads = vec![intake, core, outlet, watch];
+        Ok(Self {
+            threads,
+            reloads,
+            patience,
+            epoch,
+            endpoints,
+            metrics,
+            engine_status,
+            security,
+            revoked,
+        })
     }
 
     /// One life of lcapd.
@@ -585,6 +642,29 @@ impl Daemon {
         &self.metrics
     }
 
+    /// Where the engine is asked how things are.
+    pub fn engine_status(&self) -> &StatusPort {
+        &self.engine_status
+    }
+
+    /// Reads the list of clients again. Sessions and connections of
+    /// those that may do less end.
+    ///
+    /// # Errors
+    /// What is wrong; nothing has changed then.
+    pub fn reload_clients(&self) -> Result<()> {
+        let Some(security) = &self.security else { return Ok(()) };
+        if security.reload()? {
+            let _ = self.revoked.outcomes.send(Outcome::Revoked);
+            self.revoked.engine.wake();
+            for (revoked, publisher) in &self.revoked.publishers {
+                revoked.store(true, Ordering::Relaxed);
+                publisher.wake();
+            }
+        }
+        Ok(())
+    }
+
     /// Stops everything and waits for it.
     pub fn stop(self) {
         drop(self.reloads); // the last but the engine's
@@ -594,6 +674,18 @@ impl Daemon {
         }
         info!("lcapd has stopped");
     }
+}
+
+/// The log of an MDT. Another lcapd is shown our keys, if it has some of its own.
+fn upstream(config: &Config, mdt: &Mdt) -> Result<Arc<dyn Upstream>> {
+    let user = mdt.user.as_deref();
+    if let (SourceUri::Relay { endpoint, stream }, Some(server)) = (&mdt.source, &mdt.server_key) {
+        let own = config.security.as_ref().map(|security| security.key_file.clone());
+        let relay = RelayUpstream::new(endpoint, stream, &mdt.name, user);
+        let relay = relay.with_keys(RelayKeys { server: server.clone(), own });
+        return Ok(Arc::new(relay.with_context(|| format!("source of {}", mdt.name))?));
+    }
+    Ok(mdt.source.upstream(&mdt.name, user, &config.server.state_dir)?)
 }
 
 fn follower(mdt: &MdtParts, from: RecordIndex, continues: bool, waker: &Waker) -> Follower {
@@ -687,6 +779,11 @@ impl HsmActions {
         Ok(hsm)
     }
 
+    /// To be told that there is a reason to read a list.
+    fn lists(&self) -> Vec<Due> {
+        self.mdts.iter().filter_map(|of| of.due.clone()).collect()
+    }
+
     /// The journals that have no list: the queue of requests fills them.
     fn of_requests(&self) -> Vec<hsm::events::Target> {
         let of_requests = self.mdts.iter().filter(|of| of.due.is_none());
@@ -715,8 +812,7 @@ impl HsmActions {
 fn units(config: &Config, hsm: &HsmActions) -> Result<Vec<Unit>> {
     let mut units = Vec::new();
     for mdt in config.mdts.iter().filter(|mdt| mdt.source.is_changelog()) {
-        let upstream =
-            mdt.source.upstream(&mdt.name, mdt.user.as_deref(), &config.server.state_dir)?;
+        let upstream = upstream(config, mdt)?;
         let due = hsm.mdts.iter().find(|of| of.name == mdt.name);
         units.push(Unit {
             name: mdt.name.clone(),
@@ -744,15 +840,81 @@ fn units(config: &Config, hsm: &HsmActions) -> Result<Vec<Unit>> {
 
 type ToPublisher = (Sender<Published>, Waker);
 
+/// What stands before every socket: who may connect, and how many.
+struct Gate {
+    security: Option<Arc<Security>>,
+    zap: Zap,
+}
+
+impl Gate {
+    fn new(
+        context: &zmq::Context,
+        security: Option<Arc<Security>>,
+        access: &Access,
+        max_connections: usize,
+        stage: &mut Stage,
+    ) -> Result<Self> {
+        let waker = Waker::new()?;
+        stage.wakers.push(waker.clone());
+        let doorman = Doorman::new(max_connections);
+        let zap = Zap::new(context, access.clone(), doorman, waker, Arc::clone(&stage.stop))?;
+        Ok(Self { security, zap })
+    }
+
+    /// Makes a socket that is not bound yet accept nobody but who is allowed in `domain`.
+    fn protect(&self, socket: &zmq::Socket, domain: &Domain) -> Result<(), zmq::Error> {
+        if let Some(security) = &self.security {
+            security.protect(socket)?;
+        }
+        // A handler is asked for a domain only if that is not empty.
+        socket.set_zap_domain(&domain.to_string())
+    }
+
+    /// Protects a socket, binds it, and watches over its connections. Says where it is bound.
+    fn open(
+        &mut self,
+        context: &zmq::Context,
+        socket: zmq::Socket,
+        domain: &Domain,
+        endpoint: &str,
+    ) -> Result<(Watched, String)> {
+        self.protect(&socket, domain)?;
+        let socket = Watched::from(socket);
+        self.zap.watch(context, &socket)?;
+        // With IPv6 on, IPv4 addresses are shown in a form that nobody recognises.
+        socket.set_ipv6(endpoint.contains('['))?;
+        socket.bind(endpoint).with_context(|| format!("cannot bind {domain} to {endpoint}"))?;
+        let bound = socket.get_last_endpoint().ok().and_then(Result::ok);
+        let bound = bound.unwrap_or_else(|| endpoint.to_owned());
+        self.zap.is_bound(Door::of_endpoint(&bound));
+        Ok((socket, bound))
+    }
+
+    /// From now on questions are answered; what was asked before has waited.
+    fn start(self, stage: &mut Stage) -> Result<()> {
+        let mut zap = self.zap;
+        stage.spawn("zap", move || zap.run())
+    }
+}
+
+/// What one broadcast stream has of its own.
+struct Broadcast<'a> {
+    stream: &'a Stream,
+    socket: Watched,
+    endpoint: &'a str,
+    access: &'a Access,
+    taps: &'a Taps,
+    figures: &'a Arc<StreamFigures>,
+}
+
 fn start_publisher(
     outlet: &mut Stage,
-    stream: &Stream,
-    socket: zmq::Socket,
+    broadcast: Broadcast<'_>,
     epoch: u64,
     mdts: &[MdtParts],
-    taps: &Taps,
-    figures: &Arc<StreamFigures>,
-) -> Result<ToPublisher> {
+) -> Result<(ToPublisher, Arc<AtomicBool>)> {
+    let Broadcast { stream, socket, endpoint, access, taps, figures } = broadcast;
+    let revoked = Arc::new(AtomicBool::new(false));
     let (messages, received) = bounded(HANDOVER);
     let waker = Waker::new()?;
     let topic =
@@ -767,11 +929,16 @@ fn start_publisher(
         taps: taps.clone(),
         figures: Arc::clone(figures),
         waker: waker.clone(),
+        door: Door::of_endpoint(endpoint),
+        subscribers: Subscribers::default(),
+        revoked: Arc::clone(&revoked),
+        access: access.clone(),
+        started: Instant::now(),
         stop: Arc::clone(&outlet.stop),
     };
     outlet.wakers.push(waker.clone());
     outlet.spawn(&format!("pub-{}", stream.name), move || publisher.run())?;
-    Ok((messages, waker))
+    Ok(((messages, waker), revoked))
 }
 
 /// The queue of HSM requests, and what fills it, if there is to be one.
@@ -779,20 +946,12 @@ fn start_hsm(
     intake: &mut Stage,
     outlet: &mut Stage,
     config: &Config,
-    told: Vec<hsm::events::Target>,
-    context: &zmq::Context,
-    epoch: u64,
+    actions: &HsmActions,
+    host: &hsm::entrances::Host<'_>,
     metrics: &Metrics,
 ) -> Result<Option<HsmQueue>> {
     let Some(hsm) = &config.hsm else { return Ok(None) };
-    let host = hsm::entrances::Host {
-        context,
-        secure: &|_| Ok(()),
-        epoch,
-        stop_intake: Arc::clone(&intake.stop),
-        stop: Arc::clone(&outlet.stop),
-    };
-    let started = hsm::start::build(hsm, &config.server.state_dir, told, &host)?;
+    let started = hsm::start::build(hsm, &config.server.state_dir, actions.of_requests(), host)?;
     let spooled = started.intake.as_ref().map(|spool| Arc::clone(&spool.stats));
     let lustre = started.copytool.as_ref().map(|(intake, _)| Arc::clone(&intake.shared));
     hsm::figures::register(metrics, started.queue.clone(), spooled, lustre);
@@ -803,10 +962,14 @@ fn start_hsm(
     if let Some(mut reports) = started.reports {
         intake.spawn("hsm-reports", move || reports.run())?;
     }
+    if let Some(mut asker) = started.asker {
+        outlet.spawn("hsm-placer", move || asker.run())?;
+    }
     if let Some(mut events) = started.events {
         outlet.spawn("hsm-events", move || events.run())?;
     }
     let mut service = started.service;
+    service.core.add_observer(hsm::due::observer(actions.lists()));
     outlet.wakers.push(started.waker);
     outlet.spawn("hsm", move || service.run())?;
     if let Some((mut lustre, mut teller)) = started.copytool {
@@ -839,13 +1002,17 @@ fn start_http(
 fn start_store(
     outlet: &mut Stage,
     mut store: Store,
+    lease: Lease,
     commits: Receiver<Vec<Change>>,
-    outcomes: Sender<Outcome>,
-    waker: Waker,
+    (outcomes, waker): (Sender<Outcome>, Waker),
 ) -> Result<()> {
     outlet.spawn("store", move || {
         while let Ok(changes) = commits.recv() {
-            let result = store.commit(&changes).map_err(|error| chain(&error));
+            let result = if lease.is_held() {
+                store.commit(&changes).map_err(|error| chain(&error))
+            } else {
+                Err("another lcapd may be at work".to_owned())
+            };
             let _ = outcomes.send(Outcome::Committed(result));
             waker.wake();
         }

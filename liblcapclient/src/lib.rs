@@ -39,7 +39,7 @@ pub use control::Control;
 pub use direct::Direct;
 pub use error::ClientError;
 pub use inbox::ReceivedBatch;
-pub use keys::Keys;
+pub use keys::{KeyPair, Keys};
 /// HSM events: what [`Client::recv_hsm`] gives.
 pub use lcap_ffi::hsm_action::{ActionCode, EventKind, HsmActionEvent, StatusCode};
 pub use lcap_ffi::{Fid, MdtName, RecordIndex};

@@ -2,9 +2,11 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used)] // a test: to panic is to fail
 
+mod abuse;
 mod captures;
 mod commands;
 mod faults;
+mod figures;
 mod hsm;
 mod hsm_movers;
 mod hsm_redis;
@@ -12,6 +14,10 @@ mod hsm_viewers;
 mod merging;
 mod policies;
 mod relay;
+mod security;
+mod service;
 mod sink;
 mod sink_hsm;
+mod standby;
 mod upcall;
+mod upgrade;

@@ -1,10 +1,12 @@
 //! HSM actions into a real Redis, as lustre-hsm-action-stream's consumers need them.
 
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use lcap_tests::contract::{self, Views};
-use lcap_tests::daemon::{Daemon, PATIENCE, Setup, wait_until};
+use lcap_tests::daemon::{Daemon, PATIENCE, Setup, free_port, wait_until};
 use lcap_tests::lists::{Action, List, Lists, text};
 use lcap_tests::redis::{RedisServer, entries, entries_after};
 use lcapd::sink::target::{as_bytes, as_list, as_text};
@@ -17,6 +19,10 @@ const DB: u32 = 1;
 
 /// An lcapd that reads lists as fast as it may, and writes at once.
 fn start(redis: &RedisServer, lists: &Lists, more: &str) -> Daemon {
+    setup(redis, lists, more).start()
+}
+
+fn setup(redis: &RedisServer, lists: &Lists, more: &str) -> Setup {
     let sink = format!("[[sink]]\nstream = \"hsm\"\nredis = \"{}\"\n{more}", redis.url(DB));
     let sink = if more.contains("burst") { sink } else { format!("{sink}\nburst = \"0s\"") };
     Setup::new()
@@ -25,7 +31,6 @@ fn start(redis: &RedisServer, lists: &Lists, more: &str) -> Daemon {
         .mdt(OTHER, &lists.source())
         .broadcast("hsm", "kind = \"hsm\"")
         .more(&sink)
-        .start()
 }
 
 fn views(redis: &RedisServer, key: &str) -> Option<Views> {
@@ -398,6 +403,37 @@ fn entries_that_others_spoiled_do_not_stop_it() {
     }
     let views = wait_for_truth(&redis, KEY, &text(&list));
     assert_eq!(views.kinds.get("PURGED"), None);
+}
+
+/// What `/metrics` says of the first MDT's sink.
+fn figure(port: u16, name: &str) -> Option<u64> {
+    let mut socket = TcpStream::connect(("127.0.0.1", port)).ok()?;
+    socket.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").ok()?;
+    let mut text = String::new();
+    socket.read_to_string(&mut text).ok()?;
+    let sample = format!("{name}{{stream=\"hsm\",sink=\"redis\",mdt=\"{MDT}\"}} ");
+    text.lines().find_map(|line| line.strip_prefix(&sample))?.parse().ok()
+}
+
+#[test]
+fn what_a_sink_does_is_told_at_metrics() {
+    let mut redis = RedisServer::start();
+    let (_dir, lists) = dir();
+    let list = archives(1..101, "WAITING");
+    lists.write(MDT, &text(&list));
+    let port = free_port();
+    let http = format!("http = \"127.0.0.1:{port}\"");
+    let _daemon = setup(&redis, &lists, "timeout = \"300ms\"").server(&http).start();
+    wait_for_truth(&redis, KEY, &text(&list));
+    wait_until("its entries are counted", || figure(port, "lcap_sink_entries_total") == Some(100));
+    assert!(figure(port, "lcap_sink_batches_total") > Some(0));
+    assert_eq!(figure(port, "lcap_sink_fenced"), Some(0));
+    assert_eq!(figure(port, "lcap_sink_connected"), Some(1));
+    redis.kill();
+    wait_until("it is cut off", || figure(port, "lcap_sink_connected") == Some(0));
+    assert!(figure(port, "lcap_sink_failures_total") > Some(0));
+    redis.restart();
+    wait_until("it is connected again", || figure(port, "lcap_sink_connected") == Some(1));
 }
 
 #[test]

@@ -3,16 +3,18 @@
 
 use std::fmt::Write as _;
 use std::fs::{self, File, OpenOptions};
+use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use lcapclient::{Builder, Control};
+use lcapclient::{Builder, Control, Keys};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use crate::programs::program;
+use crate::secured::Secured;
 
 /// Nothing that is waited for takes longer, on any machine that tests run on.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -34,9 +36,12 @@ pub struct Setup {
     tcp: bool,
     state_dir: PathBuf,
     server: String,
+    /// Asked for by [`Self::secured`].
+    keys: Option<Keys>,
     mdts: Vec<(String, String)>,
     streams: Vec<Stream>,
     dies_with_parent: bool,
+    /// Tables after all others.
     more: String,
 }
 
@@ -65,6 +70,7 @@ impl Setup {
             mdts: Vec::new(),
             streams: Vec::new(),
             more: String::new(),
+            keys: None,
             dies_with_parent: false,
         }
     }
@@ -97,6 +103,14 @@ impl Setup {
         self.server.push_str(line);
         self.server.push('\n');
         self
+    }
+
+    /// With keys: only clients that are allowed may connect.
+    #[must_use]
+    pub fn secured(mut self) -> (Self, Secured) {
+        let secured = Secured::new(self.dir.path());
+        self.keys = Some(secured.keys("admin"));
+        (self.more(&secured.config()), secured)
     }
 
     /// An MDT and its source.
@@ -190,10 +204,20 @@ impl Setup {
     /// # Panics
     /// If it does not.
     pub fn start(self) -> Daemon {
+        let mut daemon = self.launched();
+        daemon.wait_ready();
+        daemon
+    }
+
+    /// Starts lcapd without waiting.
+    ///
+    /// # Panics
+    /// If it cannot be started.
+    pub fn launched(self) -> Daemon {
         let config = self.dir.path().join("lcapd.toml");
         fs::write(&config, self.text()).expect("a configuration file");
         let mut daemon = Daemon { setup: self, config, child: None, n_starts: 0 };
-        daemon.start();
+        daemon.launch();
         daemon
     }
 }
@@ -275,7 +299,7 @@ impl Daemon {
     pub fn wait_ready(&mut self) {
         let deadline = Instant::now() + PATIENCE;
         // One request is enough: libzmq connects as soon as there is a socket.
-        let mut control = self.control_with(Duration::from_secs(2));
+        let mut control = self.control_within(Duration::from_secs(2));
         while control.hello(None, None).is_err() {
             let ended = self.child.as_mut().and_then(|child| child.try_wait().ok().flatten());
             assert!(ended.is_none(), "lcapd ended: {ended:?}\n{}", self.log());
@@ -319,6 +343,14 @@ impl Daemon {
     /// If it does not end within [`PATIENCE`].
     pub fn stop(&mut self) -> ExitStatus {
         self.signal(Signal::TERM);
+        self.wait_end()
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Panics
+    /// If it does not end within [`PATIENCE`].
+    pub fn wait_end(&mut self) -> ExitStatus {
         let mut child = self.child.take().expect("lcapd runs");
         let pid = child.id();
         let (done, ended) = std::sync::mpsc::channel();
@@ -341,11 +373,16 @@ impl Daemon {
     /// # Panics
     /// If libzmq has no socket left.
     pub fn control(&self) -> Control {
-        self.control_with(PATIENCE)
+        self.control_within(PATIENCE)
     }
 
-    fn control_with(&self, timeout: Duration) -> Control {
-        Control::new(self.setup.control_endpoint(), None, timeout).expect("a control connection")
+    /// The same, with answers that must come within this time.
+    ///
+    /// # Panics
+    /// If libzmq has no socket left.
+    pub fn control_within(&self, timeout: Duration) -> Control {
+        Control::new(self.setup.control_endpoint(), self.setup.keys, timeout)
+            .expect("a control connection")
     }
 
     /// A client of one MDT and stream, not connected yet.
@@ -363,7 +400,7 @@ impl Daemon {
     pub fn lcap(&self, args: &[&str]) -> Command {
         let mut command = Command::new(program("lcap"));
         command.args(args).env("LCAP_REC_URI", self.setup.control_endpoint());
-        for name in ["LCAP_STREAM", "LCAP_READER", "LCAP_SERVER_KEY"] {
+        for name in ["LCAP_STREAM", "LCAP_READER", "LCAP_SERVER_KEY", "LCAP_CLIENT_KEY_FILE"] {
             command.env_remove(name);
         }
         command
@@ -375,6 +412,31 @@ impl Daemon {
     /// If its state is not readable.
     pub fn cleared(&self, mdt: &str) -> u64 {
         cleared_of(&self.setup.state_dir, mdt).expect("state of an emulated MDT")
+    }
+
+    /// Where figures and health are: as the log says, for `http = "127.0.0.1:0"`.
+    ///
+    /// # Panics
+    /// If it has none.
+    pub fn http_address(&self) -> String {
+        let log = self.log();
+        let (_, address) = log.rsplit_once("http=\"").expect("an address in the log");
+        address.split('"').next().unwrap_or_default().to_owned()
+    }
+
+    /// Status line, headers and body of what is at `path` there.
+    ///
+    /// # Panics
+    /// If nobody answers.
+    pub fn http(&self, path: &str) -> String {
+        http_get(&self.http_address(), path)
+    }
+
+    /// One sample of `/metrics`, by its name and labels as they are printed.
+    pub fn figure(&self, sample: &str) -> Option<f64> {
+        let text = self.http("/metrics");
+        let line = text.lines().find_map(|line| line.strip_prefix(sample)?.strip_prefix(' '));
+        line?.parse().ok()
     }
 
     /// What it has logged, over all its lives.
@@ -409,6 +471,20 @@ impl Drop for Daemon {
         }
         self.kill();
     }
+}
+
+/// Asks over HTTP: status line, headers and body.
+///
+/// # Panics
+/// If nobody answers.
+pub fn http_get(address: &str, path: &str) -> String {
+    let mut stream = std::net::TcpStream::connect(address).expect("a connection");
+    stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    let request = format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n");
+    stream.write_all(request.as_bytes()).expect("a request");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer");
+    answer
 }
 
 /// What the state file of an emulated MDT says; `None` if there is none.

@@ -69,7 +69,9 @@ fn without_ours(mut command: Command) -> Command {
 #[derive(Debug)]
 pub struct FileSystem {
     dir: TempDir,
-    /// Further lines of `[hsm]`.
+    /// Further lines of `[server]`.
+    pub server: String,
+    /// Further lines of `[hsm]`, and tables after it.
     pub options: String,
     n_logs: u32,
 }
@@ -144,7 +146,7 @@ impl FileSystem {
         for name in ["mnt", "archive"] {
             fs::create_dir(dir.path().join(name)).expect("a directory");
         }
-        let fs = Self { dir, options: String::new(), n_logs: 0 };
+        let fs = Self { dir, server: String::new(), options: String::new(), n_logs: 0 };
         fs.mdt(&["create", "testfs0", &max_requests.to_string()]);
         fs
     }
@@ -217,9 +219,10 @@ impl FileSystem {
     fn config(&self) -> PathBuf {
         let path = self.path("lcapd.toml");
         let text = format!(
-            "[server]\ncontrol = \"ipc://{dir}/control\"\nstate_dir = \"{dir}/state\"\n\
+            "[server]\ncontrol = \"ipc://{dir}/control\"\nstate_dir = \"{dir}/state\"\n{}\n\
              [hsm]\nmount = \"{dir}/mnt\"\nmovers = \"ipc://{dir}/movers\"\n\
              active_requests = \"{dir}/mnt/active_requests\"\nagents = \"{dir}/mnt/agents\"\n{}",
+            self.server,
             self.options,
             dir = self.dir.path().display()
         );

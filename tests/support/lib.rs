@@ -10,6 +10,7 @@
 //!   They write a [`journal`], and [`check`] reads it.
 #![forbid(unsafe_code)]
 
+pub mod abuse;
 pub mod campaign;
 pub mod check;
 pub mod contract;
@@ -22,6 +23,7 @@ pub mod programs;
 pub mod proxy;
 pub mod redis;
 pub mod rng;
+pub mod secured;
 #[path = "../sim/mod.rs"]
 pub mod sim;
 pub mod sink_campaign;

@@ -50,7 +50,7 @@ fn build() {
     command.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."));
     // Cargo tells a test which package it belongs to. Build scripts watch that (ring's does), and
     // everything after them would be compiled anew in here, and once more outside.
-    let told = ["CARGO_PKG_", "CARGO_MANIFEST_"];
+    let told = ["CARGO_PKG_", "CARGO_MANIFEST_", "OUT_DIR"];
     for (name, _) in std::env::vars_os() {
         if told.iter().any(|prefix| name.to_string_lossy().starts_with(prefix)) {
             command.env_remove(name);

@@ -223,9 +223,10 @@ pub fn run(duration: Duration, seed: u64) -> Report {
                 "Redis, stopped"
             }
             5 => {
-                // Its list is gone here before it is there, but neither lcapd need have noticed.
                 let mdt = &mut mdts[1];
                 servers[mdt.at].lists.leave(MDTS[1]);
+                // Nobody takes an MDT over faster; longer than a process here waits for a CPU.
+                thread::sleep(Duration::from_millis(rng.between(300, 800)));
                 mdt.at = 1 - mdt.at;
                 mdt.change(&mut rng);
                 servers[mdt.at].lists.write(MDTS[1], &text(&mdt.list));

@@ -5,7 +5,7 @@
 //! * [`json`]: a record as a line of JSON. * [`hsm`]: an HSM action event as one.
 //! * [`hsm_queue`]: requests about the queue of HSM requests.
 //! * [`mover`]: what movers of HSM requests and lcapd say to each other.
-//! * [`ranges`]: sets of record indexes.
+//! * [`ranges`]: sets of record indexes. * [`z85`]: keys as text.
 #![forbid(unsafe_code)]
 
 pub mod control;
@@ -15,6 +15,7 @@ pub mod hsm_queue;
 pub mod json;
 pub mod mover;
 pub mod ranges;
+pub mod z85;
 
 pub use frame::{Flags, Header, HeaderError, Kind};
 pub use ranges::RangeSet;

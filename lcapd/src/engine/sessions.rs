@@ -58,6 +58,19 @@ impl Session {
     }
 }
 
+/// What others may know of a session.
+#[derive(Debug)]
+pub struct OpenSession<'a> {
+    /// Its number.
+    pub number: u64,
+    /// The connection that opened it.
+    pub peer: &'a Peer,
+    /// Number of its stream.
+    pub stream: usize,
+    /// The reader that it is.
+    pub reader: Option<&'a str>,
+}
+
 /// An answer that is not `ok`.
 struct Refusal {
     errno: i32,
@@ -519,6 +532,16 @@ impl Engine {
     pub fn member_peers(&self, stream: usize, mdt: usize) -> Vec<Peer> {
         let here = self.sessions.values().filter(|s| s.stream == stream && s.mdt == mdt);
         here.filter_map(|session| session.data.clone()).collect()
+    }
+
+    /// Every open session.
+    pub fn session_list(&self) -> impl Iterator<Item = OpenSession<'_>> {
+        self.sessions.iter().map(|(&number, session)| OpenSession {
+            number,
+            peer: &session.control,
+            stream: session.stream,
+            reader: session.reader.as_deref(),
+        })
     }
 
     /// Stream and MDT of a session, by number.

@@ -20,6 +20,8 @@ use super::lustre::{FromLustre, ToLustre};
 use super::movers::{Movers, Settings as MoverSettings};
 use super::owner::Owners;
 use super::service;
+use crate::lease::Lease;
+use crate::policy::Loader;
 use crate::wake::Waker;
 
 /// Where an MDT on the same node shows what it has sent.
@@ -110,10 +112,14 @@ impl std::fmt::Debug for SocketBox {
 
 /// What lcapd as a whole lends.
 pub struct Host<'a> {
+    /// Finds modules.
+    pub loader: &'a Loader,
     /// For sockets.
     pub context: &'a zmq::Context,
     /// Gives a socket its keys.
     pub secure: &'a dyn Fn(&zmq::Socket) -> Result<(), zmq::Error>,
+    /// The right to write and to tell Lustre.
+    pub lease: &'a Lease,
     /// This life of lcapd.
     pub epoch: u64,
     /// Ends the threads that take requests in, which must end first.

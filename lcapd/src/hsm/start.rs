@@ -1,11 +1,13 @@
 //! Starts what `[hsm]` asks for.
 #![forbid(unsafe_code)]
 
+use std::ffi::CString;
 use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use crossbeam_channel::unbounded;
+use lcap_ffi::placer::Placer;
 use tracing::{info, warn};
 
 use super::config::{Hsm, prepare};
@@ -14,6 +16,7 @@ use super::entrances::{self, Host};
 use super::events;
 use super::original;
 use super::owner::Owners;
+use super::placer;
 use super::queue::Queue;
 use super::redis_store::RedisStore;
 use super::reports;
@@ -37,15 +40,34 @@ pub struct Started {
     pub copytool: Option<(coordinator::Intake, Teller)>,
     /// The thread that writes files for users.
     pub reports: Option<reports::Writer>,
+    /// The thread that asks a module; ends after the queue's.
+    pub asker: Option<placer::Asker>,
     /// The thread that writes events for streams; ends after the queue's.
     pub events: Option<events::Teller>,
     /// Wakes the queue's thread.
     pub waker: Waker,
 }
 
-fn open_store(hsm: &Hsm, state_dir: &Path) -> Result<(Kept, Loaded)> {
+fn ask_module(
+    settings: &placer::Settings,
+    host: &Host<'_>,
+    core: &mut Core,
+    queue: &Handle,
+) -> Result<placer::Asker> {
+    let module = &settings.module;
+    let in_place = || format!("the placer {module}");
+    let (path, shown) = host.loader.checked_copy(module).with_context(in_place)?;
+    let options = CString::new(serde_json::to_string(&settings.options)?)?;
+    let loaded = Placer::load(&path, &shown, &options).with_context(in_place)?;
+    info!(module = loaded.name(), "places HSM requests");
+    let (ask, asker) = placer::Asker::new(loaded, queue.clone());
+    core.placer = Some(ask);
+    Ok(asker)
+}
+
+fn open_store(hsm: &Hsm, state_dir: &Path, take_over: bool) -> Result<(Kept, Loaded)> {
     let Some(target) = &hsm.redis else {
-        let (file, loaded) = HsmStore::open(state_dir)?;
+        let (file, loaded) = HsmStore::open(state_dir, take_over)?;
         return Ok((Kept::File(file), loaded));
     };
     let fsname = hsm.entrances.fsname.as_deref().unwrap_or("lustre");
@@ -85,7 +107,7 @@ pub fn build(
     prepare(hsm).map_err(|(dir, error)| {
         anyhow::Error::new(error).context(format!("cannot make the spool {}", dir.display()))
     })?;
-    let (mut store, loaded) = open_store(hsm, state_dir)?;
+    let (mut store, loaded) = open_store(hsm, state_dir, host.lease.is_needed())?;
     if loaded.n_bad > 0 {
         warn!(n = loaded.n_bad, "requests that cannot be read are set aside");
     }
@@ -114,13 +136,21 @@ pub fn build(
         core.add_observer(observer);
         teller
     });
+    let asker = hsm.placer.as_ref().map(|settings| ask_module(settings, host, &mut core, &handle));
+    let asker = asker.transpose()?;
+    let lease = host.lease.clone();
     let service = Service {
         core,
         socket: opened.socket.map(|socket| socket.0),
         from_lustre: opened.from_lustre,
         to_lustre: opened.to_lustre,
         jobs: jobs_in,
-        commit: Box::new(move |changes, marks| store.commit(changes, marks)),
+        commit: Box::new(move |changes, marks| {
+            if !lease.is_held() {
+                return Err("another lcapd may be at work".to_owned());
+            }
+            store.commit(changes, marks)
+        }),
         waker: waker.clone(),
         stop: Arc::clone(&host.stop),
     };
@@ -137,5 +167,5 @@ pub fn build(
         }),
     };
     let copytool = opened.copytool;
-    Ok(Started { queue: handle, service, intake, copytool, reports, events, waker })
+    Ok(Started { queue: handle, service, intake, copytool, reports, asker, events, waker })
 }

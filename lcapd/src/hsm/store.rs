@@ -84,12 +84,12 @@ impl Kept {
 pub struct HsmStore(DbFile);
 
 impl HsmStore {
-    /// Opens or creates `state_dir/hsm.redb` and reads all of it.
+    /// Opens or creates `state_dir/hsm.redb` and reads all of it; `take_over` as in [`DbFile::open`].
     ///
     /// # Errors
     /// If it cannot be opened, is in use, or from a newer release.
-    pub fn open(state_dir: &Path) -> Result<(Self, Loaded), StoreError> {
-        let mut file = DbFile::open(state_dir, "hsm.redb", SCHEMA, |tx| {
+    pub fn open(state_dir: &Path, take_over: bool) -> Result<(Self, Loaded), StoreError> {
+        let mut file = DbFile::open(state_dir, "hsm.redb", SCHEMA, take_over, |tx| {
             tx.open_table(META)?;
             tx.open_table(REQUESTS)?;
             tx.open_table(BAD)?;
@@ -209,7 +209,7 @@ mod tests {
     #[test]
     fn the_queue_comes_back_in_order_without_what_is_damaged() {
         let dir = tempfile::tempdir().unwrap();
-        let (mut store, loaded) = HsmStore::open(dir.path()).unwrap();
+        let (mut store, loaded) = HsmStore::open(dir.path(), false).unwrap();
         assert!(loaded.requests.is_empty());
         let now = Duration::from_secs(9);
         let mut queue = Queue::new(Settings::default());
@@ -230,7 +230,7 @@ mod tests {
         store.0.write(|tx| Ok(tx.open_table(REQUESTS)?.insert(4, damage).map(drop)?)).unwrap();
         drop(store);
         for _ in 0..2 {
-            let (store, loaded) = HsmStore::open(dir.path()).unwrap();
+            let (store, loaded) = HsmStore::open(dir.path(), false).unwrap();
             let ids: Vec<u64> = loaded.requests.iter().map(|(id, _)| *id).collect();
             assert_eq!((ids, loaded.n_bad), (vec![1, 3, 5], 1));
             assert_eq!(loaded.taken, BTreeSet::from([spool_id(2)]));

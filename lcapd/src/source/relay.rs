@@ -6,11 +6,12 @@
 #![forbid(unsafe_code)]
 
 use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use lcap_ffi::{MdtName, RecordIndex};
-use lcapclient::{Builder, Client, ClientError, Control};
+use lcapclient::{Builder, Client, ClientError, Control, Keys};
 
 use super::{ChangelogSource, ClearError, ReadOutcome, SourceError, Upstream, WaitFor};
 
@@ -24,7 +25,23 @@ pub struct RelayUpstream {
     stream: String,
     mdt: MdtName,
     reader: Option<String>,
+    keys: Option<RelayKeys>,
     control: Mutex<Option<Control>>,
+}
+
+/// What the other lcapd demands to see.
+#[derive(Clone, Debug)]
+pub struct RelayKeys {
+    /// Its public key, as text.
+    pub server: String,
+    /// The file with our own keys. Without one, some are made up.
+    pub own: Option<PathBuf>,
+}
+
+impl RelayKeys {
+    fn load(&self) -> Result<Keys, ClientError> {
+        Keys::new(&self.server, self.own.as_deref())
+    }
 }
 
 impl RelayUpstream {
@@ -35,14 +52,29 @@ impl RelayUpstream {
             stream: stream.to_owned(),
             mdt: mdt.clone(),
             reader: reader.map(str::to_owned),
+            keys: None,
             control: Mutex::default(),
         }
+    }
+
+    /// The same, over CURVE.
+    ///
+    /// # Errors
+    /// If a key is malformed or the file not usable.
+    pub fn with_keys(mut self, keys: RelayKeys) -> Result<Self, ClientError> {
+        keys.load()?;
+        self.keys = Some(keys);
+        Ok(self)
     }
 }
 
 impl Upstream for RelayUpstream {
     fn open(&self, from: RecordIndex) -> Result<Box<dyn ChangelogSource>, SourceError> {
-        let client = Builder::new(self.mdt.clone())
+        let mut builder = Builder::new(self.mdt.clone());
+        if let Some(RelayKeys { server, own }) = &self.keys {
+            builder = builder.keys(server, own.clone());
+        }
+        let client = builder
             .servers(&self.endpoint)
             .stream(&self.stream)
             .reader(self.reader.as_deref())
@@ -55,6 +87,7 @@ impl Upstream for RelayUpstream {
         Ok(Box::new(RelaySource {
             client,
             endpoint: self.endpoint.clone(),
+            keys: self.keys.clone(),
             mdt: self.mdt.clone(),
             n_gaps: 0,
             next: from,
@@ -76,7 +109,7 @@ impl Upstream for RelayUpstream {
         let control = match &mut *control {
             Some(control) => control,
             none => none.insert(
-                Control::new(&self.endpoint, None, TIMEOUT).map_err(|e| self.refused(upto, &e))?,
+                connect(&self.endpoint, self.keys.as_ref()).map_err(|e| self.refused(upto, &e))?,
             ),
         };
         let stream = Some(self.stream.as_str());
@@ -99,6 +132,10 @@ impl RelayUpstream {
     }
 }
 
+fn connect(endpoint: &str, keys: Option<&RelayKeys>) -> Result<Control, ClientError> {
+    Control::new(endpoint, keys.map(RelayKeys::load).transpose()?, TIMEOUT)
+}
+
 fn failed(action: &'static str, endpoint: &str, error: ClientError) -> SourceError {
     let (what, source) = (format!("stream of {endpoint}"), std::io::Error::other(error));
     SourceError::Io { action, what, source }
@@ -109,6 +146,7 @@ fn failed(action: &'static str, endpoint: &str, error: ClientError) -> SourceErr
 struct RelaySource {
     client: Client,
     endpoint: String,
+    keys: Option<RelayKeys>,
     mdt: MdtName,
     n_gaps: u64,
     next: RecordIndex,
@@ -121,7 +159,7 @@ impl RelaySource {
     /// Asks the other lcapd for the newest index that it has read. What the session knows of it is
     /// older than that. `None` if it does not answer: then nothing is said of the end.
     fn find_end(&self) -> Option<RecordIndex> {
-        let status = Control::new(&self.endpoint, None, TIMEOUT).ok()?.status().ok()?;
+        let status = connect(&self.endpoint, self.keys.as_ref()).ok()?.status().ok()?;
         let mdt = status.mdts.iter().find(|mdt| mdt.name == self.mdt.as_str())?;
         Some(RecordIndex::new(mdt.read_index))
     }
