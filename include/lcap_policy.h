@@ -232,6 +232,88 @@ __attribute__((visibility("default")))
 #endif
 const struct lcap_policy_ops *lcap_policy_entry(void);
 
+/**
+ * \name Placers: modules that choose the mover of an HSM request
+ *
+ * Another kind of module, which exports lcap_placer_entry(). `[hsm] placer` of the configuration names it, the
+ * actions that it is asked about, and how long a request waits for its answer; after that, any mover may have it. It
+ * runs on a thread of its own, so it may block (ask a tape library, say): requests are placed one after the other,
+ * while the queue goes on.
+ */
+/**@{*/
+/** Version of this contract. */
+#define LCAP_PLACER_ABI 1
+
+/** Answers of place(), besides negative errnos, after which any mover may have the request. */
+enum {
+	LCAP_PLACE_HOST = 0,    /**< `host` is the mover */
+	LCAP_PLACE_ANYWHERE = 1 /**< any mover may have it */
+};
+
+/** A request, valid during the call. Fields are only appended. */
+struct lcap_place_request {
+	uint32_t size;       /**< sizeof(struct lcap_place_request) at the host */
+	uint32_t action;     /**< Lustre's number: 20 archive, 21 restore, 22 remove */
+	uint32_t archive_id; /**< 0: not known */
+	uint32_t data_len;   /**< bytes of `data` */
+	uint64_t flags;      /**< hal_flags */
+	uint64_t fid_seq;    /**< the file */
+	uint32_t fid_oid;
+	uint32_t fid_ver;
+	uint32_t uid;        /**< its owner, group and project; UINT32_MAX: not known. They are asked of the
+	                          mount only if shares are by them */
+	uint32_t gid;
+	uint32_t project;
+	uint32_t reserved;   /**< 0 */
+	const void *data;    /**< what the user gave: any bytes, without a NUL at the end */
+	const char *fsname;  /**< the file system */
+};
+
+/** The table of a placer. It must stay valid and unchanged as long as the library is loaded. */
+struct lcap_placer_ops {
+	uint32_t abi;     /**< LCAP_PLACER_ABI that the module was built with */
+	uint32_t size;    /**< sizeof(struct lcap_placer_ops) then. Entries are only appended */
+	const char *name; /**< short name */
+
+	/**
+	 * Makes the instance. NULL: none is needed.
+	 *
+	 * \param[in]  config_json  the module's own keys of `[hsm] placer`, a JSON object; valid during the call
+	 * \param[out] state        the instance
+	 *
+	 * \retval 0       made
+	 * \retval -errno  lcapd does not start
+	 */
+	int (*create)(const char *config_json, void **state);
+
+	/** Frees the instance. NULL: nothing to do. */
+	void (*destroy)(void *state);
+
+	/**
+	 * Chooses the mover of a request.
+	 *
+	 * \param[in]  movers     names of the movers that are there, `n_movers` of them
+	 * \param[out] host       zeroed; the name of the mover, with a NUL. It need not be there: the request waits
+	 *                        for it then
+	 * \param[in]  host_size  room in `host`
+	 *
+	 * \return LCAP_PLACE_HOST, LCAP_PLACE_ANYWHERE, or a negative errno
+	 */
+	int (*place)(void *state, const struct lcap_place_request *request, const char *const *movers,
+		     size_t n_movers, char *host, size_t host_size);
+};
+
+/**
+ * The one symbol that a placer exports. Called once, when the library is loaded.
+ *
+ * \return the module's table; NULL if the module cannot work here
+ */
+#if defined(__GNUC__)
+__attribute__((visibility("default")))
+#endif
+const struct lcap_placer_ops *lcap_placer_entry(void);
+/**@}*/
+
 #ifdef __cplusplus
 }
 #endif

@@ -16,6 +16,7 @@
 //! * [`policy`]: the table that a policy library exports (`include/lcap_policy.h`).
 //! * [`poll`]: waiting for descriptors by number.
 //! * [`process`]: environment and signals of the process that a library is a guest in.
+//! * [`placer`]: modules that choose movers.
 //! * [`project`]: the project of a file.
 //! * [`received`]: frames that libzmq gave us.
 //! * [`zmq_frame`]: frames handed to libzmq without a copy.
@@ -33,6 +34,7 @@ pub mod hsm_action;
 pub mod llapi;
 pub mod name;
 pub mod nid;
+pub mod placer;
 pub mod policy;
 pub mod poll;
 pub mod process;

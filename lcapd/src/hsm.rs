@@ -19,6 +19,7 @@ pub mod movers;
 pub mod operator;
 pub mod original;
 pub mod owner;
+pub mod placer;
 pub mod queue;
 pub mod redis_store;
 pub mod reports;

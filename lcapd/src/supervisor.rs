@@ -530,6 +530,7 @@ impl Daemon {
         };
         let secure = |socket: &zmq::Socket| gate.protect(socket, &Domain::Movers);
         let host = hsm::entrances::Host {
+            loader: &loader,
             context: &context,
             secure: &secure,
             lease,
@@ -947,6 +948,9 @@ fn start_hsm(
     }
     if let Some(mut reports) = started.reports {
         intake.spawn("hsm-reports", move || reports.run())?;
+    }
+    if let Some(mut asker) = started.asker {
+        outlet.spawn("hsm-placer", move || asker.run())?;
     }
     if let Some(mut events) = started.events {
         outlet.spawn("hsm-events", move || events.run())?;

@@ -4,7 +4,7 @@ use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use lcap_tests::daemon::{PATIENCE, free_port, wait_until};
+use lcap_tests::daemon::{PATIENCE, free_port, wait_until, wait_until_or};
 use lcap_tests::hsm::{FileSystem, Process};
 use lcap_tests::lists::{Action, Lists, text};
 use lcap_tests::rng::Rng;
@@ -17,6 +17,15 @@ const QUICK: &str =
 
 fn done(n: u64) -> impl Fn(&std::collections::BTreeMap<String, u64>) -> bool {
     move |summary| summary["succeed"] == n
+}
+
+/// Movers have begun so many.
+fn wait_begun(fs: &FileSystem, n: usize) {
+    wait_until_or("movers have begun", || {
+        let show = fs.show();
+        let begun = show.lines().filter(|line| line.contains("STARTED 0 1")).count();
+        if begun >= n { Ok(()) } else { Err(show) }
+    });
 }
 
 /// Nothing is left, and nothing went wrong.
@@ -73,12 +82,7 @@ fn cancels_are_answered_in_every_state() {
     // Now they run, for a long time.
     let slow = fs.copytool("slow", &["-d", "600000"]);
     let other = fs.request("archive", 1, 1, "", 4);
-    let begun = |fs: &FileSystem| fs.show().lines().filter(|l| l.contains("STARTED 0 1")).count();
-    let deadline = Instant::now() + lcap_tests::daemon::PATIENCE;
-    while begun(&fs) < 3 {
-        assert!(Instant::now() < deadline, "{}", fs.show());
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    wait_begun(&fs, 3);
     fs.mdt(&["cancel", &(first + 1).to_string(), &other.to_string()]);
     fs.wait_for("running ones are cancelled", |s| s["canceled"] == 3);
     // Its mover dies: the cancel is not lost with it.
@@ -112,6 +116,7 @@ fn a_lost_registration_is_noticed_and_queued_requests_live_on() {
     // The MDT restarts and forgets what it had sent; lcapd finds out, and drops it.
     let forgotten = fs.request("archive", 1, 1, "", 30);
     fs.wait_for("it was sent", |s| s["started"] == 16);
+    // Lustre's limit passes.
     std::thread::sleep(Duration::from_secs(11).saturating_sub(since.elapsed()));
     assert_eq!(fs.summary()["timeouts"], 0, "they were kept alive");
     let tool = fs.copytool("m", &[]);
@@ -120,7 +125,7 @@ fn a_lost_registration_is_noticed_and_queued_requests_live_on() {
     fs.mdt(&["failover"]);
     // The mount goes, and comes back.
     std::fs::rename(fs.mount(), fs.path("elsewhere")).unwrap();
-    std::thread::sleep(Duration::from_millis(500));
+    wait_until("it is noticed", || lcapd.log().contains("the mount is gone or another"));
     std::fs::rename(fs.path("elsewhere"), fs.mount()).unwrap();
     fs.request("restore", 5, 1, "", 1);
     let tool = fs.copytool("m", &[]);
@@ -194,11 +199,7 @@ fn a_mover_that_hangs_is_given_up_after_its_grace_time() {
     let lcapd = fs.lcapd();
     let hung = fs.copytool("hung", &["-d", "2000"]);
     fs.request("archive", 3, 1, "", 1);
-    let deadline = Instant::now() + lcap_tests::daemon::PATIENCE;
-    while fs.show().lines().filter(|l| l.contains("STARTED 0 1")).count() < 3 {
-        assert!(Instant::now() < deadline, "{}", fs.show());
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    wait_begun(&fs, 3);
     hung.signal(Signal::STOP);
     let other = fs.copytool("other", &[]);
     fs.wait_for("another did them", done(3));
@@ -215,15 +216,14 @@ struct Json(TcpStream);
 
 impl Json {
     fn connect(port: u16) -> Self {
-        let deadline = Instant::now() + lcap_tests::daemon::PATIENCE;
-        loop {
-            if let Ok(stream) = TcpStream::connect(("127.0.0.1", port)) {
-                stream.set_read_timeout(Some(lcap_tests::daemon::PATIENCE)).unwrap();
-                return Self(stream);
-            }
-            assert!(Instant::now() < deadline, "nobody listens on port {port}");
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        let mut connected = None;
+        wait_until(&format!("somebody listens on port {port}"), || {
+            connected = TcpStream::connect(("127.0.0.1", port)).ok();
+            connected.is_some()
+        });
+        let stream = connected.unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        Self(stream)
     }
 
     fn say(&mut self, text: &str) {

@@ -11,7 +11,8 @@ use toml::Spanned;
 use super::coordinatool;
 use super::entrances::{self, Entrances};
 use super::events::Told;
-use super::queue::{Retry, Settings};
+use super::placer;
+use super::queue::{Placing, Retry, Settings};
 use super::reports;
 use super::request::Kind;
 use super::scheduler::hosts::Rule;
@@ -34,6 +35,8 @@ pub struct Hsm {
     pub queue: Settings,
     /// What HSM streams are told of.
     pub told: Told,
+    /// The module that chooses movers.
+    pub placer: Option<placer::Settings>,
     /// Files for users.
     pub reports: Option<reports::Settings>,
     /// Where the queue is kept, if not in the state directory.
@@ -72,6 +75,7 @@ pub(crate) struct RawHsm {
     reporting_hint: Option<String>,
     reporting_interval: Option<Span>,
     events: Option<Spanned<String>>,
+    placer: Option<RawPlacer>,
     redis: Option<Spanned<String>>,
     redis_password_file: Option<PathBuf>,
     redis_ca_file: Option<PathBuf>,
@@ -93,6 +97,27 @@ pub(crate) struct RawHsm {
     grace: Option<Span>,
     #[serde(default)]
     graces: BTreeMap<String, Span>,
+}
+
+/// Keys that are not ours are the module's own.
+#[derive(Deserialize)]
+struct RawPlacer {
+    module: String,
+    actions: Option<Vec<Kind>>,
+    limit: Option<Span>,
+    #[serde(flatten)]
+    options: serde_json::Map<String, serde_json::Value>,
+}
+
+impl RawPlacer {
+    fn check(&self) -> placer::Settings {
+        placer::Settings {
+            module: self.module.clone(),
+            kinds: placer::kinds(self.actions.as_deref().unwrap_or(&[Kind::Restore])),
+            limit: self.limit.map_or(Duration::from_secs(5), |limit| limit.0),
+            options: self.options.clone(),
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -176,7 +201,20 @@ impl RawHsm {
         let (entrances, told) = (self.entrances(&original)?, self.told()?);
         let (redis, original_redis) = self.redis(&original)?;
         let (spool, ignored) = (spool.transpose()?, original.ignored);
-        Ok(Hsm { spool, lease, queue, told, reports, redis, original_redis, entrances, ignored })
+        let placer = self.placer.as_ref().map(RawPlacer::check);
+        queue.placing = placer.as_ref().map(|p| Placing { kinds: p.kinds, limit: p.limit });
+        Ok(Hsm {
+            spool,
+            lease,
+            queue,
+            told,
+            placer,
+            reports,
+            redis,
+            original_redis,
+            entrances,
+            ignored,
+        })
     }
 
     fn entrances(&self, original: &coordinatool::Conf) -> Result<Entrances, Problem> {

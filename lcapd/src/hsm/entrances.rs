@@ -21,6 +21,7 @@ use super::movers::{Movers, Settings as MoverSettings};
 use super::owner::Owners;
 use super::service;
 use crate::lease::Lease;
+use crate::policy::Loader;
 use crate::wake::Waker;
 
 /// Where an MDT on the same node shows what it has sent.
@@ -111,6 +112,8 @@ impl std::fmt::Debug for SocketBox {
 
 /// What lcapd as a whole lends.
 pub struct Host<'a> {
+    /// Finds modules.
+    pub loader: &'a Loader,
     /// For sockets.
     pub context: &'a zmq::Context,
     /// Gives a socket its keys.

@@ -72,6 +72,7 @@ struct Figures {
     /// Movers and what they would take.
     rooms: Vec<(Arc<str>, u64)>,
     waited: Duration,
+    unplaced: u64,
     ages: Ages,
     trouble: bool,
 }
@@ -101,6 +102,7 @@ impl Figures {
             workers: workers.collect(),
             rooms: core.movers.views().map(|mover| (mover.name, mover.room)).collect(),
             waited: stats.waited,
+            unplaced: stats.unplaced,
             ages: queue.ages(now),
             trouble: core.trouble.is_some(),
         }
@@ -137,6 +139,7 @@ impl Figures {
         }
         samples.put(&f::HSM_OLDEST, &[], age(100));
         samples.put(&f::HSM_WAITED, &[], self.waited.as_secs_f64());
+        samples.put(&f::HSM_UNPLACED, &[], self.unplaced);
         samples.put(&f::HSM_WORKERS, &[], n_up);
         samples.put(&f::HSM_STORE_FAILING, &[], self.trouble);
     }

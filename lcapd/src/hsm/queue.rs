@@ -38,7 +38,7 @@ use std::time::Duration;
 
 use lcap_ffi::Fid;
 
-use super::request::{Request, Source};
+use super::request::{Kind, Request, Source};
 use super::scheduler::hosts::HostSet;
 use super::scheduler::{self, Ask, Lock, Look, Now, Scheduler, Turn, Wants};
 pub use recover::{Changes, Meta, Saved, SavedState};
@@ -53,6 +53,17 @@ pub struct Settings {
     pub retry: Retry,
     /// A worker that runs on for so long after it was told to stop loses the request, which counts as cancelled.
     pub cancel_limit: Option<Duration>,
+    /// Requests for which somebody else chooses the worker.
+    pub placing: Option<Placing>,
+}
+
+/// Of which requests somebody else says who is to do them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Placing {
+    /// By kind, in the order archive, restore, remove; those that a rule has hosts for are left out.
+    pub kinds: [bool; 3],
+    /// After so long, any worker may.
+    pub limit: Duration,
 }
 
 /// How often and when a failed request is tried again, if nobody but us would do it.
@@ -282,6 +293,8 @@ struct Entry {
     ran: bool,
     /// The scheduler has it.
     ready: bool,
+    /// Who is to do it is being asked.
+    placing: bool,
 }
 
 impl Entry {
@@ -302,6 +315,9 @@ pub struct Queue {
     delayed: BTreeSet<(Now, u64)>,
     /// Cancelled while they ran, by when that is to be over.
     stopping: BTreeSet<(Now, u64)>,
+    /// Asked about, by when there must be an answer.
+    placing: BTreeSet<(Now, u64)>,
+    to_place: Vec<u64>,
     locks: BTreeSet<Lock>,
     imported: BTreeSet<String>,
     mdts: BTreeSet<Arc<str>>,
@@ -327,6 +343,8 @@ impl Queue {
             workers: BTreeMap::new(),
             delayed: BTreeSet::new(),
             stopping: BTreeSet::new(),
+            placing: BTreeSet::new(),
+            to_place: Vec::new(),
             locks: BTreeSet::new(),
             imported: BTreeSet::new(),
             mdts: BTreeSet::new(),
@@ -368,6 +386,7 @@ impl Queue {
         let id = self.next_id;
         self.next_id += 1;
         let hosts = self.scheduler.intern(hosts);
+        let placing = self.is_to_be_placed(request.kind, &hosts);
         let entry = Entry {
             request: Arc::new(request),
             hosts,
@@ -381,6 +400,7 @@ impl Queue {
             again: false,
             ran: false,
             ready: false,
+            placing,
         };
         self.stats.admitted[entry.request.kind.at()] += 1;
         self.add(id, entry, now);
@@ -534,7 +554,7 @@ impl Queue {
         self.next_lease += 1;
         self.set_state(id, State::Running { worker: Arc::clone(worker), lease });
         let entry = self.entries.get_mut(&id)?;
-        entry.ran = true;
+        (entry.ran, entry.placing) = (true, false);
         let (request, failures) = (Arc::clone(&entry.request), entry.failures);
         self.scheduler.started(&request, worker, now);
         if let Some(worker) = self.workers.get_mut(worker) {
@@ -703,6 +723,15 @@ impl Queue {
                 self.free_cancelled(id, now);
             }
         }
+        while let Some(&(until, id)) = self.placing.first()
+            && until <= now
+        {
+            self.placing.pop_first();
+            if self.entries.get(&id).is_some_and(|entry| entry.placing) {
+                self.stats.unplaced += 1;
+                self.placed(id, None, now);
+            }
+        }
         let dead = self.workers.values().filter(|worker| worker.dies_at() <= Some(now));
         let dead = dead.filter(|worker| worker.dies_at().is_some());
         for name in dead.map(|worker| Arc::clone(&worker.spec.name)).collect::<Vec<_>>() {
@@ -717,9 +746,10 @@ impl Queue {
     pub fn next_deadline(&self, now: Now) -> Option<Now> {
         let delayed = self.delayed.first().map(|&(until, _)| until);
         let stopping = self.stopping.first().map(|&(until, _)| until);
+        let placing = self.placing.first().map(|&(until, _)| until);
         let deaths = self.workers.values().filter_map(Worker::dies_at).min();
         let slots = self.scheduler.next_deadline(now);
-        [delayed, stopping, deaths, slots].into_iter().flatten().min()
+        [delayed, stopping, placing, deaths, slots].into_iter().flatten().min()
     }
 
     // --- operators ---
@@ -789,6 +819,7 @@ impl Queue {
         };
         if let Some(entry) = self.entries.get_mut(&id) {
             entry.order = order.unwrap_or(entry.order);
+            entry.placing &= hosts.is_none();
             entry.hosts = hosts.unwrap_or_else(|| entry.hosts.clone());
             if let Move::Archive(archive_id) = to {
                 Arc::make_mut(&mut entry.request).archive_id = archive_id;
@@ -810,6 +841,33 @@ impl Queue {
         self.meta_dirty |= was_there;
         self.wake |= was_there;
         was_there
+    }
+
+    // --- who is to do it ---
+
+    /// Requests about which somebody is to be asked; each is named once.
+    pub fn take_to_place(&mut self) -> Vec<(u64, Arc<Request>)> {
+        let ids = std::mem::take(&mut self.to_place).into_iter();
+        ids.filter_map(|id| {
+            let entry = self.entries.get(&id).filter(|entry| entry.placing)?;
+            Some((id, Arc::clone(&entry.request)))
+        })
+        .collect()
+    }
+
+    /// The answer: this worker, or any. It does not count if it comes too late.
+    pub fn placed(&mut self, id: u64, host: Option<&str>, now: Now) {
+        let hosts = host.map(|host| self.scheduler.intern(HostSet::only([host])));
+        let Some(entry) = self.entries.get_mut(&id).filter(|entry| entry.placing) else { return };
+        entry.placing = false;
+        if let Some(hosts) = hosts {
+            entry.hosts = hosts;
+            self.dirty.insert(id);
+        }
+        if let Some(host) = host {
+            self.event(id, What::Assigned(host.into()));
+        }
+        self.make_ready(id, now);
     }
 
     // --- what is to be done about it ---
@@ -840,7 +898,16 @@ impl Queue {
         name
     }
 
+    fn is_to_be_placed(&self, kind: Kind, hosts: &HostSet) -> bool {
+        hosts.names().is_none()
+            && self.settings.placing.is_some_and(|placing| placing.kinds[kind.at()])
+    }
+
     fn add(&mut self, id: u64, entry: Entry, now: Now) {
+        if let Some(placing) = self.settings.placing.filter(|_| entry.placing) {
+            self.placing.insert((now + placing.limit, id));
+            self.to_place.push(id);
+        }
         self.counts[entry.state.at()][entry.request.kind.at()] += 1;
         let in_line = entry.state != State::Dead;
         if let State::Delayed(until) = entry.state {
@@ -873,7 +940,7 @@ impl Queue {
     fn make_ready(&mut self, id: u64, now: Now) {
         let Some(entry) = self.entries.get_mut(&id) else { return };
         let first = self.lines.get(&entry.request.fid) == Some(&id);
-        if entry.state == State::Waiting && first && !entry.ready {
+        if entry.state == State::Waiting && first && !entry.ready && !entry.placing {
             entry.ready = true;
             self.scheduler.insert(entry.turn(id), &entry.request, &entry.hosts, now);
             self.wake = true;

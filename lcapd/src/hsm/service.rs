@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 use std::collections::VecDeque;
+use std::ffi::CString;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,6 +21,7 @@ use super::json_port::JsonPort;
 use super::lustre::{FromLustre, ToLustre};
 use super::movers::{Movers, Output, request_of};
 use super::owner::Owner;
+use super::placer::Question;
 use super::queue::{Arrival, Cancelled, Changes, Event, Queue, State, What};
 use super::scheduler::Now;
 use super::store::SpoolMarks;
@@ -85,6 +87,8 @@ pub struct Core {
     /// Requests of Lustre's, in the order in which they are due.
     due: VecDeque<(Now, u64)>,
     to_lustre: Vec<ToLustre>,
+    /// Who is asked which mover is to do a request.
+    pub placer: Option<Sender<Question>>,
     observers: Vec<Observer>,
     /// What observers have not been told yet.
     unobserved: Vec<(Event, Now)>,
@@ -119,6 +123,7 @@ impl Core {
             keep_alive,
             due: VecDeque::new(),
             to_lustre: Vec::new(),
+            placer: None,
             observers: Vec::new(),
             unobserved: Vec::new(),
         };
@@ -257,9 +262,21 @@ impl Core {
                 break;
             }
         }
+        self.ask_placer();
         self.after_commit.extend(self.workers.take_after());
         self.to_lustre.extend(self.movers.take_to_lustre());
         self.to_lustre.extend(self.json.iter_mut().flat_map(JsonPort::take_to_lustre));
+    }
+
+    fn ask_placer(&mut self) {
+        let to_place = self.queue.take_to_place();
+        let Some(placer) = self.placer.as_ref().filter(|_| !to_place.is_empty()) else { return };
+        let here = self.queue.workers().filter(|worker| worker.connected);
+        let movers: Arc<[CString]> =
+            here.filter_map(|worker| CString::new(&*worker.spec.name).ok()).collect();
+        for (id, request) in to_place {
+            let _ = placer.send(Question { id, request, movers: Arc::clone(&movers) });
+        }
     }
 
     /// False if nothing had happened.

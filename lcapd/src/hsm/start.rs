@@ -1,11 +1,13 @@
 //! Starts what `[hsm]` asks for.
 #![forbid(unsafe_code)]
 
+use std::ffi::CString;
 use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use crossbeam_channel::unbounded;
+use lcap_ffi::placer::Placer;
 use tracing::{info, warn};
 
 use super::config::{Hsm, prepare};
@@ -14,6 +16,7 @@ use super::entrances::{self, Host};
 use super::events;
 use super::original;
 use super::owner::Owners;
+use super::placer;
 use super::queue::Queue;
 use super::redis_store::RedisStore;
 use super::reports;
@@ -37,10 +40,29 @@ pub struct Started {
     pub copytool: Option<(coordinator::Intake, Teller)>,
     /// The thread that writes files for users.
     pub reports: Option<reports::Writer>,
+    /// The thread that asks a module; ends after the queue's.
+    pub asker: Option<placer::Asker>,
     /// The thread that writes events for streams; ends after the queue's.
     pub events: Option<events::Teller>,
     /// Wakes the queue's thread.
     pub waker: Waker,
+}
+
+fn ask_module(
+    settings: &placer::Settings,
+    host: &Host<'_>,
+    core: &mut Core,
+    queue: &Handle,
+) -> Result<placer::Asker> {
+    let module = &settings.module;
+    let in_place = || format!("the placer {module}");
+    let (path, shown) = host.loader.checked_copy(module).with_context(in_place)?;
+    let options = CString::new(serde_json::to_string(&settings.options)?)?;
+    let loaded = Placer::load(&path, &shown, &options).with_context(in_place)?;
+    info!(module = loaded.name(), "places HSM requests");
+    let (ask, asker) = placer::Asker::new(loaded, queue.clone());
+    core.placer = Some(ask);
+    Ok(asker)
 }
 
 fn open_store(hsm: &Hsm, state_dir: &Path, take_over: bool) -> Result<(Kept, Loaded)> {
@@ -114,6 +136,8 @@ pub fn build(
         core.add_observer(observer);
         teller
     });
+    let asker = hsm.placer.as_ref().map(|settings| ask_module(settings, host, &mut core, &handle));
+    let asker = asker.transpose()?;
     let lease = host.lease.clone();
     let service = Service {
         core,
@@ -143,5 +167,5 @@ pub fn build(
         }),
     };
     let copytool = opened.copytool;
-    Ok(Started { queue: handle, service, intake, copytool, reports, events, waker })
+    Ok(Started { queue: handle, service, intake, copytool, reports, asker, events, waker })
 }

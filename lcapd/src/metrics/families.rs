@@ -109,6 +109,7 @@ families! {
     Counter HSM_KEEP_ALIVES = "lcap_hsm_keep_alives_total" [] "Times that Lustre was told of a request that waits.";
     Counter HSM_ENDED = "lcap_hsm_ended_requests_total" [] "Requests that lcapd itself ended with Lustre: cancelled, or of no use.";
     Counter HSM_LUSTRE_ERRORS = "lcap_hsm_lustre_errors_total" [] "Calls to Lustre that failed, but for answers about a request.";
+    Counter HSM_UNPLACED = "lcap_hsm_unplaced_requests_total" [] "HSM requests whose mover the placer did not choose in time.";
     Gauge HSM_STORE_FAILING = "lcap_hsm_write_failing" [] "1 while the queue cannot be written to disk; nothing is handed out then.";
     Counter HSM_SPOOL_TAKEN = "lcap_hsm_spool_files_total" [] "Files taken in from the spool of upcalls.";
     Counter HSM_SPOOL_BAD = "lcap_hsm_spool_bad_files_total" [] "Files of the spool that were set aside.";

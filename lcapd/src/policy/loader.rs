@@ -78,6 +78,20 @@ impl Loader {
             .ok_or_else(|| not_found(self.search.clone()))
     }
 
+    /// Finds and checks a module of another kind; gives the path of a copy to load it from, and its own.
+    ///
+    /// # Errors
+    /// [`PolicyError`], each with what to do about it.
+    pub fn checked_copy(&self, name: &str) -> Result<(PathBuf, PathBuf), PolicyError> {
+        let (real, code) = read_checked(&self.find(name)?)?;
+        let copy = private_copy(&real, &code);
+        let copy = copy.map_err(|reason| PolicyError::Open {
+            path: real.clone(),
+            reason: reason.to_string(),
+        })?;
+        Ok((copy, real))
+    }
+
     /// Finds, checks and loads a module. The code stays mapped until the process ends.
     ///
     /// # Errors
@@ -96,6 +110,28 @@ fn multiarch() -> String {
 /// before under its name is that module.
 pub(super) fn load_file(path: &Path) -> Result<Arc<Module>, PolicyError> {
     static LOADED: OnceLock<Mutex<HashMap<Version, Arc<Module>>>> = OnceLock::new();
+    let (real, code) = read_checked(path)?;
+    let version = (real.clone(), code.len(), digest(&code));
+    let mut loaded =
+        LOADED.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(module) = loaded.get(&version) {
+        return Ok(Arc::clone(module));
+    }
+    let unreadable =
+        |reason: io::Error| PolicyError::Open { path: path.to_owned(), reason: reason.to_string() };
+    let module = match Module::open(&private_copy(&real, &code).map_err(unreadable)?, &real) {
+        // Some systems let nothing be run from memory; and where the file is no library, the
+        // message is to name it.
+        Err(PolicyError::Open { .. }) => Module::open(&real, &real)?,
+        opened => opened?,
+    };
+    let module = Arc::new(module);
+    loaded.insert(version, Arc::clone(&module));
+    Ok(module)
+}
+
+/// The file behind a path, and what is in it, if nobody but root and the daemon's user can write it.
+fn read_checked(path: &Path) -> Result<(PathBuf, Vec<u8>), PolicyError> {
     let unreadable =
         |reason: io::Error| PolicyError::Open { path: path.to_owned(), reason: reason.to_string() };
     let real = path.canonicalize().map_err(unreadable)?;
@@ -110,21 +146,7 @@ pub(super) fn load_file(path: &Path) -> Result<Arc<Module>, PolicyError> {
     }
     let mut code = Vec::new();
     file.read_to_end(&mut code).map_err(unreadable)?;
-    let version = (real.clone(), code.len(), digest(&code));
-    let mut loaded =
-        LOADED.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(module) = loaded.get(&version) {
-        return Ok(Arc::clone(module));
-    }
-    let module = match Module::open(&private_copy(&real, &code).map_err(unreadable)?, &real) {
-        // Some systems let nothing be run from memory; and where the file is no library, the
-        // message is to name it.
-        Err(PolicyError::Open { .. }) => Module::open(&real, &real)?,
-        opened => opened?,
-    };
-    let module = Arc::new(module);
-    loaded.insert(version, Arc::clone(&module));
-    Ok(module)
+    Ok((real, code))
 }
 
 /// Path, size, and digest of the content.

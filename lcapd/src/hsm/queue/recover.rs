@@ -169,6 +169,8 @@ impl Queue {
                 State::Running { worker: name, lease }
             }
         };
+        let placing =
+            state == State::Waiting && !saved.ran && self.is_to_be_placed(request.kind, &hosts);
         let entry = Entry {
             request,
             hosts,
@@ -182,6 +184,7 @@ impl Queue {
             again: saved.again,
             ran: saved.ran,
             ready: false,
+            placing,
         };
         let (fid, running) = (entry.request.fid, matches!(entry.state, State::Running { .. }));
         if running && entry.cancel {

@@ -23,6 +23,8 @@ pub struct Stats {
     pub failures: [u64; 3],
     /// Requests that were cancelled.
     pub cancelled: [u64; 3],
+    /// Requests whose worker nobody chose in time.
+    pub unplaced: u64,
     /// How long what was done had been in the queue, in all.
     pub waited: Duration,
 }

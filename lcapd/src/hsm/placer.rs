@@ -1,0 +1,103 @@
+//! A module that chooses the mover of requests (`lcap_policy.h`, placers): on a thread of its own, with a time limit.
+//!
+//! A request that the module is asked about may not start before it has answered, or the time is over; then
+//! any mover may have it. The queue's thread never waits.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::ffi::CString;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender, unbounded};
+use lcap_ffi::placer::{PlaceRequest, Placer};
+use serde_json::{Map, Value};
+use tracing::{info, warn};
+
+use super::request::{Kind, Request};
+use super::service::Handle;
+
+/// What a site has chosen.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// Name of a module on the search path, or a path with a slash.
+    pub module: String,
+    /// What it is asked about.
+    pub kinds: [bool; 3],
+    /// How long a request waits for its answer.
+    pub limit: Duration,
+    /// The module's own.
+    pub options: Map<String, Value>,
+}
+
+/// A request, and the movers that are there.
+#[derive(Clone, Debug)]
+pub struct Question {
+    /// Its number.
+    pub id: u64,
+    /// The request.
+    pub request: Arc<Request>,
+    /// Names.
+    pub movers: Arc<[CString]>,
+}
+
+/// The thread.
+#[derive(Debug)]
+pub struct Asker {
+    placer: Placer,
+    questions: Receiver<Question>,
+    queue: Handle,
+}
+
+impl Asker {
+    /// With where questions go to.
+    pub fn new(placer: Placer, queue: Handle) -> (Sender<Question>, Self) {
+        let (ask, questions) = unbounded();
+        (ask, Self { placer, questions, queue })
+    }
+
+    /// Until nobody asks any more.
+    pub fn run(&mut self) {
+        let mut troubles: BTreeMap<i32, u64> = BTreeMap::new();
+        while let Ok(Question { id, request, movers }) = self.questions.recv() {
+            let host = match self.placer.place(&asked(&request), &movers) {
+                Ok(host) => host,
+                Err(error) => {
+                    let errno = error.raw_os_error().unwrap_or(0);
+                    let n = troubles.entry(errno).or_default();
+                    if *n == 0 {
+                        let module = self.placer.name();
+                        warn!(module, %error, "cannot place a request, which goes anywhere; said once for each error");
+                    }
+                    *n += 1;
+                    None
+                }
+            };
+            self.queue.call(move |core, now| core.queue.placed(id, host.as_deref(), now));
+        }
+        if !troubles.is_empty() {
+            info!(?troubles, "requests that could not be placed, by error number");
+        }
+    }
+}
+
+fn asked(request: &Request) -> PlaceRequest {
+    PlaceRequest {
+        action: request.kind as u32,
+        archive_id: request.archive_id,
+        flags: request.flags,
+        fid: request.fid,
+        owner: [request.uid, request.gid, request.project],
+        data: request.data.clone(),
+        fsname: CString::new(request.fsname()).unwrap_or_default(),
+    }
+}
+
+/// For [`Settings::kinds`].
+pub fn kinds(of: &[Kind]) -> [bool; 3] {
+    let mut kinds = [false; 3];
+    for kind in of {
+        kinds[kind.at()] = true;
+    }
+    kinds
+}
