@@ -446,7 +446,7 @@ fn reload_while_records_flow(records: u64) -> (Vec<u64>, usize) {
     let variants = variants(&toy(dir.path(), "toy.so", &[]));
     let daemon = Setup::new()
         .server("clear_interval = \"20ms\"")
-        .mdt(MDT, &format!("sim:rate=4000,records={records},seed=9"))
+        .mdt(MDT, &format!("sim:rate=1000,records={records},seed=9"))
         .broadcast("robinhood", &variants[0])
         .start();
     daemon.control().register("robinhood", "audit", Vec::new(), From::Oldest).unwrap();
@@ -455,10 +455,10 @@ fn reload_while_records_flow(records: u64) -> (Vec<u64>, usize) {
     for n_reloads in 1.. {
         let before = had.load(Ordering::Relaxed);
         wait_until("records flow", || {
-            reader.is_finished() || had.load(Ordering::Relaxed) > before + 300
+            reader.is_finished() || had.load(Ordering::Relaxed) > before + 100
         });
         if reader.is_finished() {
-            assert!(n_reloads > 8, "only {n_reloads} reloads");
+            assert!(n_reloads > 5, "only {n_reloads} reloads");
             break;
         }
         let policies = &variants[n_reloads % variants.len()];
@@ -473,10 +473,10 @@ fn reload_while_records_flow(records: u64) -> (Vec<u64>, usize) {
 
 #[test]
 fn a_reload_repeats_and_leaves_out_nothing() {
-    const RECORDS: u64 = 10_000;
-    // On a machine that stands still for a while a client begins anew, and behind policies that make
-    // records of their own that repeats some; this is about reloads.
-    for _ in 0..5 {
+    const RECORDS: u64 = 3000;
+    // A client that stands still for longer than its queue of live messages lasts begins anew, and
+    // behind policies that make records of their own that repeats some; this is about reloads.
+    for _ in 0..10 {
         let (seen, sessions) = reload_while_records_flow(RECORDS);
         if sessions == 1 {
             assert_eq!(seen, (1..=RECORDS).collect::<Vec<_>>());
