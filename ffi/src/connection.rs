@@ -282,21 +282,20 @@ mod tests {
         let mut numbers = Vec::new();
         arrivals.take(&mut numbers); // what was there
         numbers.clear();
-        // libzmq may be quicker than we are, now and then.
-        let mut sent = 0;
+        // As long as libzmq reads at once there is nothing to tell. Nobody takes these from it, so it
+        // stops reading.
+        let mut sent = 0_u32;
         while numbers.is_empty() {
             sent += 1;
-            assert!(sent < 200, "nothing was told of {sent} messages");
-            sub.set_subscribe(&[sent; 200]).unwrap();
-            xpub.recv_msg(0).unwrap();
+            assert!(sent < 1_000_000, "nothing was told of {sent} messages");
+            let mut topic = [b'x'; 200];
+            topic[..4].copy_from_slice(&sent.to_le_bytes());
+            sub.set_subscribe(&topic).unwrap();
             arrivals.take(&mut numbers);
         }
         assert_eq!(numbers, [connection.fd]);
         let bytes = connection.n_received().unwrap() - before;
-        let sent = u64::from(sent);
-        assert!((200 * sent..300 * sent).contains(&bytes), "{bytes} bytes of {sent} messages");
-        arrivals.take(&mut numbers);
-        assert_eq!(numbers.len(), 1, "once");
+        assert!((200..300 * u64::from(sent)).contains(&bytes), "{bytes} bytes of {sent} messages");
     }
 
     #[test]
