@@ -117,6 +117,7 @@ impl LastRead {
 
 fn encode(histories: &Histories, out: &mut Vec<u8>) {
     out.clear();
+    out.extend_from_slice(MAGIC);
     out.resize(HEAD_BYTES, 0);
     for (generation, digests) in histories {
         out.extend_from_slice(&generation.to_le_bytes());
@@ -126,12 +127,10 @@ fn encode(histories: &Histories, out: &mut Vec<u8>) {
             out.extend_from_slice(&crc.to_le_bytes());
         }
     }
-    let body = out.split_off(HEAD_BYTES);
-    out.clear();
-    out.extend_from_slice(MAGIC);
-    out.extend_from_slice(&u32::try_from(body.len()).unwrap_or(u32::MAX).to_le_bytes());
-    out.extend_from_slice(&crc32c::crc32c(&body).to_le_bytes());
-    out.extend_from_slice(&body);
+    let (head, body) = out.split_at_mut(HEAD_BYTES);
+    let length = u32::try_from(body.len()).unwrap_or(u32::MAX);
+    head[8..12].copy_from_slice(&length.to_le_bytes());
+    head[12..].copy_from_slice(&crc32c::crc32c(body).to_le_bytes());
 }
 
 /// What was written, if it is whole.
