@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -67,8 +68,23 @@ impl CClient {
         stream: &str,
         n: u64,
     ) -> Result<Running> {
+        self.start_with(daemon, mdt, stream, n, &[])
+    }
+
+    /// The same with more environment.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub(crate) fn start_with(
+        &self,
+        daemon: &Daemon,
+        mdt: &str,
+        stream: &str,
+        n: u64,
+        environment: &[(&str, &OsStr)],
+    ) -> Result<Running> {
         let mut command = Command::new(&self.path);
-        command.args([mdt, stream, &n.to_string()]);
+        command.args([mdt, stream, &n.to_string()]).envs(environment.iter().copied());
         command.env("LCAP_REC_URI", daemon.setup().control_endpoint()).env_remove("LCAP_READER");
         Ok(Running(command.stdout(Stdio::piped()).spawn()?))
     }

@@ -1,7 +1,8 @@
 //! `make bench`: measures lcap on this machine, beside references measured in the same run.
 //!
 //! * [`rows`]: what is measured, one function a table section. * [`delivery`]: lcapd and C clients as
-//!   processes; [`wire_limit`], [`memory`]: the references. * [`report`]: table, JSON, plots.
+//!   processes; [`hsm_poll`]: readings of lists of HSM actions; [`wire_limit`], [`memory`]: the references.
+//! * [`report`]: table, JSON, plots.
 //!
 //! Rates are per second of wall time; costs are processor time, so that they move less with what else
 //! the machine does. Each figure is the median of several runs, with the smallest and the largest.
@@ -9,6 +10,7 @@
 #![allow(clippy::cast_precision_loss)] // counts are shown with three digits
 
 mod delivery;
+mod hsm_poll;
 mod latency;
 mod machine;
 mod memory;
@@ -52,13 +54,25 @@ enum Role {
         message_bytes: usize,
         /// How many.
         n: usize,
+        /// From where.
+        bytes: wire_limit::Bytes,
+    },
+    /// One reading after another of lists of HSM actions.
+    #[command(hide = true)]
+    HsmPoll {
+        /// Where `first` and `changed` are.
+        lists: PathBuf,
     },
 }
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    if let Some(Role::WireSender { endpoint, message_bytes, n }) = &args.role {
-        return wire_limit::send(endpoint, *message_bytes, *n);
+    match &args.role {
+        Some(Role::WireSender { endpoint, message_bytes, n, bytes }) => {
+            return wire_limit::send(endpoint, *message_bytes, *n, *bytes);
+        }
+        Some(Role::HsmPoll { lists }) => return hsm_poll::run(lists),
+        None => {}
     }
     let mut report = report::Report::new(machine::describe());
     let settings = rows::Settings { runs: args.runs.max(1), n: args.millions.max(1) * 1_000_000 };

@@ -1,21 +1,41 @@
 //! The reference for everything that travels: a bare libzmq sender and receiver, two processes, moving
 //! the same number of bytes in messages of one size.
+//!
+//! Records that wait for a client lie in memory, not in the processor's cache, so the reference sends
+//! from memory, too, without a copy of its own. A sender that repeats one message from its cache is faster than
+//! anybody with something to say; it is measured beside it, as [`Bytes::Same`].
 #![forbid(unsafe_code)]
 
 use std::io::{BufRead as _, BufReader};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result};
+
+/// What the sender sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Bytes {
+    /// Each message lies elsewhere in memory.
+    Different,
+    /// The same message again and again.
+    Same,
+}
 
 /// Bytes per second from a sender process to this one, over `endpoint`.
 ///
 /// # Errors
 /// If libzmq or the process fails.
-pub(crate) fn measure(endpoint: &str, message_bytes: usize, total_bytes: usize) -> Result<f64> {
+pub(crate) fn measure(
+    endpoint: &str,
+    message_bytes: usize,
+    total_bytes: usize,
+    bytes: Bytes,
+) -> Result<f64> {
     let n = (total_bytes / message_bytes).max(2);
+    let bytes = if bytes == Bytes::Same { "same" } else { "different" };
     let mut sender = Command::new(std::env::current_exe()?)
-        .args(["wire-sender", endpoint, &message_bytes.to_string(), &n.to_string()])
+        .args(["wire-sender", endpoint, &message_bytes.to_string(), &n.to_string(), bytes])
         .stdout(Stdio::piped())
         .spawn()?;
     let mut bound = String::new();
@@ -34,20 +54,35 @@ pub(crate) fn measure(endpoint: &str, message_bytes: usize, total_bytes: usize) 
     Ok((n - 1) as f64 * message_bytes as f64 / seconds)
 }
 
+/// One message of many in one piece of memory.
+#[derive(Debug)]
+struct Part {
+    all: Arc<Vec<u8>>,
+    at: usize,
+    len: usize,
+}
+
+impl AsRef<[u8]> for Part {
+    fn as_ref(&self) -> &[u8] {
+        self.all.get(self.at..self.at + self.len).unwrap_or_default()
+    }
+}
+
 /// The other process: sends as fast as libzmq takes it.
 ///
 /// # Errors
 /// If libzmq fails.
-pub(crate) fn send(endpoint: &str, message_bytes: usize, n: usize) -> Result<()> {
+pub(crate) fn send(endpoint: &str, len: usize, n: usize, bytes: Bytes) -> Result<()> {
     let context = zmq::Context::new();
     let mut socket = context.socket(zmq::PUSH)?;
-    socket.set_sndhwm(1000.min((256 << 20) / message_bytes).try_into()?)?;
+    socket.set_sndhwm(1000.min((256 << 20) / len).try_into()?)?;
+    let n_parts = if bytes == Bytes::Same { 1 } else { n };
+    let all = Arc::new(vec![7_u8; len * n_parts]);
     socket.bind(endpoint)?;
     println!("{}", socket.get_last_endpoint()?.unwrap_or_default());
-    let body = std::sync::Arc::new(vec![7_u8; message_bytes]);
-    for _ in 0..n {
-        let shared = std::sync::Arc::<Vec<u8>>::clone(&body);
-        lcap_ffi::zmq_frame::send_shared(&mut socket, shared as _, 0)?;
+    for at in 0..n {
+        let part = Part { all: Arc::clone(&all), at: at % n_parts * len, len };
+        lcap_ffi::zmq_frame::send_shared(&mut socket, Arc::new(part), 0)?;
     }
     Ok(())
 }

@@ -112,10 +112,7 @@ fn run(
         let batch = batches.get(at).map(|batch| Batch::parse(batch.bytes().to_vec()));
         let batch = batch.transpose()?.map(Arc::new);
         let started = cpu_nanos()?;
-        if let Some(batch) = batch {
-            chain.push(&batch, Nanos(now))?;
-        }
-        chain.pull(Nanos(now), at == batches.len(), &mut out)?;
+        chain.run_batch(0, batch.as_ref(), Nanos(now), at == batches.len(), &mut out)?;
         nanos += cpu_nanos()? - started;
         now += STEP_NS;
         n_out += out.len();

@@ -103,10 +103,7 @@ impl Joint {
         read_at: Instant,
     ) -> Result<Taken, PolicyError> {
         let mut inner = self.lock();
-        if let Some(batch) = batch {
-            inner.chain.push_from(mdt, batch, now)?;
-        }
-        self.pull(&mut inner, mdt, now, flush, read_at)?;
+        self.pull(&mut inner, mdt, batch, now, flush, read_at)?;
         Ok(self.take(&mut inner, mdt))
     }
 
@@ -125,7 +122,7 @@ impl Joint {
     pub(super) fn adopt(&self, mdt: u32, held: &Held, now: Nanos) -> Result<Taken, PolicyError> {
         let mut inner = self.lock();
         inner.chain.adopt(held, now)?;
-        self.pull(&mut inner, mdt, now, false, Instant::now())?;
+        self.pull(&mut inner, mdt, None, now, false, Instant::now())?;
         Ok(self.take(&mut inner, mdt))
     }
 
@@ -137,11 +134,12 @@ impl Joint {
         &self,
         inner: &mut Inner,
         mdt: u32,
+        batch: Option<&Arc<Batch>>,
         now: Nanos,
         flush: bool,
         read_at: Instant,
     ) -> Result<(), PolicyError> {
-        inner.chain.pull(now, flush, &mut inner.output)?;
+        inner.chain.run_batch(mdt, batch, now, flush, &mut inner.output)?;
         inner.sort_out(read_at);
         for (other, (mail, waiting)) in self.mail.iter().zip(&inner.boxes).enumerate() {
             if other != mdt as usize && !waiting.is_empty() {

@@ -6,7 +6,10 @@
 //! taken out without losing anything, and a chain that is replaced hands over what it held.
 #![forbid(unsafe_code)]
 
+mod express;
+
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 
 use lcap_ffi::record::split_len;
@@ -44,6 +47,9 @@ pub struct Chain {
     now: Nanos,
     held_bytes: usize,
     pinned_bytes: usize,
+    /// For [`express`]: its buffers serve again.
+    ranges: Vec<Range<usize>>,
+    next_ranges: Vec<Range<usize>>,
 }
 
 /// One module of the chain.
@@ -253,6 +259,8 @@ impl Chain {
             now: Nanos(0),
             held_bytes: 0,
             pinned_bytes: 0,
+            ranges: Vec::new(),
+            next_ranges: Vec::new(),
         })
     }
 
@@ -570,33 +578,34 @@ impl Chain {
                 Ok(answer) => answer,
                 Err(fault) => return self.fail(nth, fault),
             };
-            let mut passed_on = Vec::with_capacity(n);
-            let mut settled = Vec::new();
-            let fault = (0..n).find_map(|entry| {
-                stage.apply(entry, &self.mdts, &mut passed_on, &mut settled).err()
-            });
-            for (mdt, number) in settled {
-                self.settle(mdt, number, None);
-                if let Some(log) = self.mdts.get_mut(mdt as usize) {
-                    log.dropped += 1;
-                }
-            }
-            self.pass(nth + 1, passed_on);
-            if let Some(fault) = fault {
+            if let Some(fault) = self.carry_out(nth, n) {
                 return self.fail(nth, fault);
             }
             if !more {
                 break;
             }
         }
-        let stage = &mut self.stages[nth];
-        stage.forget_ages();
-        let n_kept = stage.slots.len();
-        stage.wake_at = (n_kept > 0 && wake != u64::MAX)
-            .then(|| Nanos(wake.max(now.0.saturating_add(MIN_WAKE_NS))));
+        let n_kept = self.stages[nth].after_answer(wake, now);
         if n_kept > 0 && (flush || overdue) {
             self.fail(nth, Fault::Kept(n_kept));
         }
+    }
+
+    /// Carries out the `n` decisions of module `nth`'s last answer, up to one that is against the contract.
+    fn carry_out(&mut self, nth: usize, n: usize) -> Option<Fault> {
+        let stage = &mut self.stages[nth];
+        let mut passed_on = Vec::with_capacity(n);
+        let mut settled = Vec::new();
+        let fault = (0..n)
+            .find_map(|entry| stage.apply(entry, &self.mdts, &mut passed_on, &mut settled).err());
+        for (mdt, number) in settled {
+            self.settle(mdt, number, None);
+            if let Some(log) = self.mdts.get_mut(mdt as usize) {
+                log.dropped += 1;
+            }
+        }
+        self.pass(nth + 1, passed_on);
+        fault
     }
 
     /// Takes module `nth` out of the chain, or stops the chain.
@@ -714,6 +723,16 @@ impl Stage {
     fn overdue_at(&self) -> Option<Nanos> {
         let max_hold = u64::try_from(self.config.max_hold.as_nanos()).unwrap_or(u64::MAX);
         self.ages.front().map(|(_, since)| Nanos(since.0.saturating_add(max_hold)))
+    }
+
+    /// Notes what is held after the module's last answer, and when it wants to be asked again. Returns
+    /// how many records that are.
+    fn after_answer(&mut self, wake: u64, now: Nanos) -> usize {
+        self.forget_ages();
+        let n_kept = self.slots.len();
+        self.wake_at = (n_kept > 0 && wake != u64::MAX)
+            .then(|| Nanos(wake.max(now.0.saturating_add(MIN_WAKE_NS))));
+        n_kept
     }
 
     /// Forgets when records came that are decided by now.

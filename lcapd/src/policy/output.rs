@@ -127,6 +127,14 @@ impl ChainOutput {
         }
     }
 
+    /// Emits consecutive records of a batch, without route keys.
+    pub(super) fn push_range(&mut self, mdt: u32, batch: &Arc<Batch>, range: &Range<usize>) {
+        self.end_run();
+        let batch = Arc::clone(batch);
+        self.run = Some(Run { mdt, buffer: 0, batch, from: range.start, to: range.end });
+        self.end_run();
+    }
+
     /// Emits a record that is in no buffer, or has a route key.
     pub(super) fn push_bytes(&mut self, mdt: u32, record: &[u8], route: u64) {
         self.end_run();

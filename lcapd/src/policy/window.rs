@@ -33,6 +33,14 @@ impl<T> Window<T> {
         self.next() - 1
     }
 
+    /// Leaves out `n` numbers, as if so many entries had been there and were taken. To be called when
+    /// it is empty.
+    pub(super) fn skip(&mut self, n: u64) {
+        debug_assert_eq!(self.len(), 0);
+        self.base = self.next() + n;
+        self.slots.clear();
+    }
+
     /// The number that the next entry will get.
     pub(super) fn next(&self) -> u64 {
         self.base + self.slots.len() as u64

@@ -117,7 +117,8 @@ impl Memory {
             Err(e) if e.kind() == io::ErrorKind::NotFound => None,
             Err(e) => return Err(io_error("read", &path, e)),
         };
-        let now_ns = unix_ns(SystemTime::now());
+        // Both at one moment: a log whose clock starts later than its records say has old records.
+        let (now_ns, opened_at) = (unix_ns(SystemTime::now()), Instant::now());
         let state = known.filter(|state| state.source == source).unwrap_or_else(|| State {
             source: source.to_owned(),
             started_ns: now_ns,
@@ -130,7 +131,7 @@ impl Memory {
             // A wall clock that went back must not stop ours.
             ran_before: Duration::from_nanos(now_ns.saturating_sub(state.started_ns)),
             state: Mutex::new(state),
-            opened_at: Instant::now(),
+            opened_at,
         })
     }
 

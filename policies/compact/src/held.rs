@@ -7,7 +7,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
 
-use lcap_policy_sdk::{Fid, Nanos, Out, Record, RecordType, record::split_first};
+use lcap_policy_sdk::{Fid, Nanos, Out, Record, RecordType, Taken, record::split_first};
 
 /// Number of a held record.
 pub(crate) type Seq = u64;
@@ -90,10 +90,8 @@ pub(crate) struct Entry {
     pub(crate) rec_type: RecordType,
     /// `LIVE`, or an empty place.
     live: bool,
-    /// Low bits of its chunk's number: far fewer are held.
-    chunk: u32,
-    start: u32,
-    end: u32,
+    /// Bytes of the record.
+    size: u16,
     /// Bits whose meaning depends on the type.
     pub(crate) flags: u16,
     /// The object, and of a rename the overwritten one in `other`.
@@ -111,7 +109,7 @@ pub(crate) struct Entry {
 struct Changed {
     /// Tokens of the others.
     tokens: Vec<u64>,
-    /// The record as it is now; empty as long as it is the original.
+    /// The record as it is now.
     record: Vec<u8>,
 }
 
@@ -170,10 +168,9 @@ pub(crate) struct Pushed {
     pub(crate) source_touched: Seq,
 }
 
-/// The bytes of one enqueue.
+/// The records of one enqueue.
 #[derive(Debug)]
-struct Chunk {
-    bytes: Vec<u8>,
+struct Arrival {
     since: Nanos,
     /// Places in the queue that are left.
     n_places: usize,
@@ -186,10 +183,7 @@ pub(crate) struct Held {
     n_left: Seq,
     /// Token of a record less its number.
     token_offset: u64,
-    chunks: VecDeque<Chunk>,
-    n_chunks_left: u32,
-    /// Buffers to use again: fresh memory costs more than copying into it.
-    spare: Vec<Vec<u8>>,
+    arrivals: VecDeque<Arrival>,
     n_bytes: usize,
     /// Places in `objects`.
     ids: HashMap<Fid, Id, BuildHasherDefault<Mixer>>,
@@ -207,8 +201,6 @@ pub(crate) struct Held {
     leave_upto: Seq,
 }
 
-/// Buffers that are kept for use again.
-const MAX_SPARE: usize = 4;
 /// Names that may be left over before they are tidied away.
 const MIN_TIDY: usize = 1024;
 /// What a place in the queue costs besides its record.
@@ -218,8 +210,7 @@ impl Held {
     /// A new call with records, the first of which has that token.
     pub(crate) fn start(&mut self, first_token: u64, now: Nanos) {
         self.token_offset = first_token.wrapping_sub(self.next());
-        let bytes = self.spare.pop().unwrap_or_default();
-        self.chunks.push_back(Chunk { bytes, since: now, n_places: 0 });
+        self.arrivals.push_back(Arrival { since: now, n_places: 0 });
     }
 
     /// The number that the next record will get.
@@ -239,12 +230,8 @@ impl Held {
 
     /// When the oldest record came.
     pub(crate) fn oldest(&self) -> Option<Nanos> {
-        let entry = self.entries.front()?;
-        self.chunk(entry.chunk).map(|chunk| chunk.since)
-    }
-
-    fn chunk(&self, number: u32) -> Option<&Chunk> {
-        self.chunks.get(number.wrapping_sub(self.n_chunks_left) as usize)
+        self.entries.front()?;
+        self.arrivals.iter().find(|arrival| arrival.n_places > 0).map(|arrival| arrival.since)
     }
 
     fn place(&self, seq: Seq) -> Option<usize> {
@@ -261,20 +248,12 @@ impl Held {
         self.entries.get_mut(place).filter(|entry| entry.live)
     }
 
-    /// The record as it will leave.
-    pub(crate) fn record(&self, seq: Seq) -> Option<Record<'_>> {
-        self.record_of(self.get(seq)?)
-    }
-
-    fn record_of<'a>(&'a self, entry: &'a Entry) -> Option<Record<'a>> {
-        let bytes = match &entry.changed {
-            Some(changed) if !changed.record.is_empty() => &changed.record[..],
-            _ => {
-                let chunk = self.chunk(entry.chunk)?;
-                chunk.bytes.get(entry.start as usize..entry.end as usize)?
-            }
-        };
-        split_first(bytes).ok().map(|(record, _)| record)
+    /// The record as it will leave: the one that was taken, or what others were folded into.
+    pub(crate) fn record<'a>(&'a self, taken: &'a Taken, seq: Seq) -> Option<Record<'a>> {
+        match &self.get(seq)?.changed {
+            Some(changed) => split_first(&changed.record).ok().map(|(record, _)| record),
+            None => taken.get(seq.wrapping_add(self.token_offset)),
+        }
     }
 
     pub(crate) fn object(&self, id: Id) -> Option<&Object> {
@@ -333,16 +312,10 @@ impl Held {
                 source_touched = self.touched.insert(name, seq).unwrap_or(0);
             }
         }
-        let chunk_number = self.present_chunk();
-        let (mut start, mut end) = (0, 0);
-        if let Some(chunk) = self.chunks.back_mut() {
-            // The records of one call are far from 4 GiB; one that is cut would not parse, and stay.
-            start = u32::try_from(chunk.bytes.len()).unwrap_or(u32::MAX);
-            chunk.bytes.extend_from_slice(record.as_bytes());
-            end = u32::try_from(chunk.bytes.len()).unwrap_or(u32::MAX);
-            chunk.n_places += 1;
-            self.n_bytes += record.as_bytes().len();
-        }
+        // Lustre's are some hundred bytes long; this is for the sum only.
+        let size = u16::try_from(record.as_bytes().len()).unwrap_or(u16::MAX);
+        self.n_bytes += usize::from(size);
+        self.arrive();
         for id in [about, other] {
             if let Some(object) = self.objects.get_mut(id.0 as usize) {
                 object.held.push_back(seq);
@@ -360,9 +333,7 @@ impl Held {
             rec_type,
             flags: record.type_flags(),
             live: true,
-            chunk: chunk_number,
-            start,
-            end,
+            size,
             about,
             other,
             dirs,
@@ -376,18 +347,13 @@ impl Held {
     pub(crate) fn push_dropped(&mut self, record: &Record<'_>) {
         let seq = self.next();
         self.dropped.push(seq.wrapping_add(self.token_offset));
-        let chunk = self.present_chunk();
-        if let Some(chunk) = self.chunks.back_mut() {
-            chunk.n_places += 1;
-        }
+        self.arrive();
         self.entries.push_back(Entry {
             kind: Kind::of(record.rec_type()),
             rec_type: record.rec_type(),
             flags: 0,
             live: false,
-            chunk,
-            start: 0,
-            end: 0,
+            size: 0,
             about: Id::NONE,
             other: Id::NONE,
             dirs: [Id::NONE; 2],
@@ -396,9 +362,10 @@ impl Held {
         });
     }
 
-    fn present_chunk(&self) -> u32 {
-        let n = u32::try_from(self.chunks.len()).unwrap_or(u32::MAX);
-        self.n_chunks_left.wrapping_add(n).wrapping_sub(1)
+    fn arrive(&mut self) {
+        if let Some(arrival) = self.arrivals.back_mut() {
+            arrival.n_places += 1;
+        }
     }
 
     fn enter(&mut self, dir: Id) {
@@ -530,9 +497,7 @@ impl Held {
                     tokens.extend_from_slice(&changed.tokens);
                     let last = tokens.iter().max().map_or(0, |t| t.wrapping_sub(self.token_offset));
                     self.leave_upto = self.leave_upto.max(last);
-                    if let Some(record) = self.record_of(&entry) {
-                        out.emit_as(&tokens, record.as_bytes(), 0);
-                    }
+                    out.emit_as(&tokens, &changed.record, 0);
                 }
             }
             self.forget(seq, entry.about, entry.other, entry.dirs);
@@ -543,19 +508,13 @@ impl Held {
                 self.leave_upto = self.leave_upto.max(token.wrapping_sub(self.token_offset));
             }
         }
-        self.n_bytes -= (entry.end - entry.start) as usize;
-        // Chunks leave in order, too. A call without records leaves an empty one.
-        if let Some(chunk) = self.chunks.front_mut() {
-            chunk.n_places = chunk.n_places.saturating_sub(1);
+        self.n_bytes -= usize::from(entry.size);
+        // A call without records leaves an arrival without places.
+        while self.arrivals.front().is_some_and(|arrival| arrival.n_places == 0) {
+            self.arrivals.pop_front();
         }
-        while self.chunks.front().is_some_and(|chunk| chunk.n_places == 0) {
-            if let Some(Chunk { mut bytes, .. }) = self.chunks.pop_front()
-                && self.spare.len() < MAX_SPARE
-            {
-                bytes.clear();
-                self.spare.push(bytes);
-            }
-            self.n_chunks_left = self.n_chunks_left.wrapping_add(1);
+        if let Some(arrival) = self.arrivals.front_mut() {
+            arrival.n_places -= 1;
         }
         // Names of records that have left do not matter.
         if self.touched.len() > 2 * self.entries.len() + MIN_TIDY {

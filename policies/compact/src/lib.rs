@@ -74,6 +74,8 @@ fn default_names() -> bool {
 impl Policy for Compact {
     const NAME: &'static CStr = c"compact";
     const SUMMARY: &'static str = "drops what cancels out inside a window";
+    /// Rules compare names and attributes with those of held records.
+    const LOOKS_BACK: bool = true;
     type Config = Config;
 
     fn options() -> Vec<PolicyOption> {
@@ -114,8 +116,9 @@ impl Policy for Compact {
     fn enqueue(&mut self, records: Records<'_>, now: Nanos) -> Result<(), Failure> {
         let Some(first) = records.first_token() else { return Ok(()) };
         self.held.start(first, now);
+        let taken = records.taken();
         for item in records {
-            self.rules.apply(&mut self.held, &item.record()?);
+            self.rules.apply(&mut self.held, taken, &item.record()?);
         }
         Ok(())
     }

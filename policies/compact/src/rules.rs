@@ -4,7 +4,7 @@
 //! log, so if an object's birth is held, everything about it and inside it since then is held, too.
 #![forbid(unsafe_code)]
 
-use lcap_policy_sdk::{Fid, Record, RecordBuilder, RecordType};
+use lcap_policy_sdk::{Fid, Record, RecordBuilder, RecordType, Taken};
 
 use crate::held::{Entry, Held, Id, Kind, Pushed, Seq, name_key, proves_no_dir};
 
@@ -54,11 +54,11 @@ impl Rules {
     }
 
     /// Takes the next record of the log.
-    pub(crate) fn apply(&mut self, held: &mut Held, record: &Record<'_>) {
+    pub(crate) fn apply(&mut self, held: &mut Held, taken: &Taken, record: &Record<'_>) {
         let kind = Kind::of(record.rec_type());
         let kept = self.keeps(record.rec_type());
         let joins = matches!(kind, Kind::Update | Kind::Access) && !kept;
-        if joins && self.join(held, record) {
+        if joins && self.join(held, taken, record) {
             held.push_dropped(record);
             return;
         }
@@ -75,13 +75,13 @@ impl Rules {
             return;
         }
         match kind {
-            Kind::Unlink => self.unlink(held, pushed, record),
+            Kind::Unlink => self.unlink(held, taken, pushed, record),
             Kind::Rename => {
                 if record.type_flags() & LAST != 0 {
                     self.forget_updates(held, pushed.other, seq);
                 }
                 if self.names {
-                    self.fold_rename(held, pushed, record, last_move);
+                    self.fold_rename(held, taken, pushed, record, last_move);
                 }
             }
             _ => {}
@@ -90,7 +90,7 @@ impl Rules {
 
     /// Rules 1 to 3: an update of a new object, a repeated update, a repeated look. Returns whether
     /// the record is to be dropped.
-    fn join(&mut self, held: &mut Held, record: &Record<'_>) -> bool {
+    fn join(&mut self, held: &mut Held, taken: &Taken, record: &Record<'_>) -> bool {
         let Some(id) = held.known(record.target()) else { return false };
         if let Some(object) = held.object_mut(id) {
             object.is_no_dir |= proves_no_dir(record.rec_type());
@@ -116,7 +116,7 @@ impl Rules {
                     // Most updates say no more than their type and flags.
                     let is_plain = is_update && record.rec_type() != RecordType::SETXATTR;
                     let says_it = |earlier: Record<'_>| says_the_same(&earlier, record);
-                    if same && (is_plain || held.record(at).is_some_and(says_it)) {
+                    if same && (is_plain || held.record(taken, at).is_some_and(says_it)) {
                         found = Some((at, entry.flags));
                         break;
                     }
@@ -128,7 +128,7 @@ impl Rules {
         // is kept: they are sets of changed attributes or open modes.
         let flags = earlier_flags | record.type_flags();
         if flags != earlier_flags {
-            let Some(earlier) = held.record(at) else { return false };
+            let Some(earlier) = held.record(taken, at) else { return false };
             let changed = RecordBuilder::of(&earlier).type_flags(flags).build();
             held.change(at, flags, changed);
         }
@@ -137,7 +137,7 @@ impl Rules {
     }
 
     /// Rules 4 to 7: a name goes, and perhaps the object with it.
-    fn unlink(&mut self, held: &mut Held, pushed: Pushed, record: &Record<'_>) {
+    fn unlink(&mut self, held: &mut Held, taken: &Taken, pushed: Pushed, record: &Record<'_>) {
         let is_dir = record.rec_type() == RecordType::RMDIR;
         let is_last = is_dir || record.type_flags() & LAST != 0;
         if is_last {
@@ -151,9 +151,9 @@ impl Rules {
             return;
         }
         if is_last {
-            self.fold_last_rename(held, pushed, record);
+            self.fold_last_rename(held, taken, pushed, record);
         } else {
-            self.cancel_link(held, pushed, record);
+            self.cancel_link(held, taken, pushed, record);
         }
     }
 
@@ -208,20 +208,26 @@ impl Rules {
     }
 
     /// Rule 6: a link that was made and taken away inside the window.
-    fn cancel_link(&mut self, held: &mut Held, pushed: Pushed, record: &Record<'_>) {
+    fn cancel_link(&mut self, held: &mut Held, taken: &Taken, pushed: Pushed, record: &Record<'_>) {
         let Some(link) = self.last_named(held, pushed.about, pushed.seq) else { return };
         let fits = held.get(link).is_some_and(|entry| {
             entry.kind == Kind::Link
                 && !self.keeps(entry.rec_type)
                 && entry.named_at == pushed.name_touched
         });
-        if fits && gave(held, link, record.parent(), record.name()) {
+        if fits && gave(held, taken, link, record.parent(), record.name()) {
             self.counts.cancelled += held.drop(link) + held.drop(pushed.seq);
         }
     }
 
     /// Rule 7: a rename and then the end: the end, under the old name.
-    fn fold_last_rename(&mut self, held: &mut Held, pushed: Pushed, record: &Record<'_>) {
+    fn fold_last_rename(
+        &mut self,
+        held: &mut Held,
+        taken: &Taken,
+        pushed: Pushed,
+        record: &Record<'_>,
+    ) {
         let (seq, id) = (pushed.seq, pushed.about);
         let Some(rename) = self.last_named(held, id, seq) else { return };
         let (Some(entry), Some(object)) = (held.get(rename), held.object(id)) else { return };
@@ -231,8 +237,8 @@ impl Rules {
             && entry.named_at == pushed.name_touched
             && nothing_since
             && object.n_inside == 0
-            && gave(held, rename, record.parent(), record.name());
-        let Some(earlier) = held.record(rename).filter(|_| fits) else { return };
+            && gave(held, taken, rename, record.parent(), record.name());
+        let Some(earlier) = held.record(taken, rename).filter(|_| fits) else { return };
         let folded = RecordBuilder::of(record)
             .index(earlier.index().get())
             .parent(earlier.source_parent().unwrap_or_default())
@@ -246,6 +252,7 @@ impl Rules {
     fn fold_rename(
         &mut self,
         held: &mut Held,
+        taken: &Taken,
         pushed: Pushed,
         record: &Record<'_>,
         last_move: Seq,
@@ -272,11 +279,12 @@ impl Rules {
             && (no_dir || last_move <= entry.named_at)
             && gave(
                 held,
+                taken,
                 into,
                 record.source_parent().unwrap_or_default(),
                 record.source_name().unwrap_or_default(),
             );
-        let Some(earlier) = held.record(into).filter(|_| fits) else { return };
+        let Some(earlier) = held.record(taken, into).filter(|_| fits) else { return };
         let there_and_back = renamed_before
             && earlier.source_parent() == Some(record.parent())
             && earlier.source_name() == Some(record.name());
@@ -311,8 +319,8 @@ fn is_plain_rename(entry: &Entry, id: Id) -> bool {
 }
 
 /// Record `at` gave exactly that name.
-fn gave(held: &Held, at: Seq, parent: Fid, name: &[u8]) -> bool {
-    held.record(at).is_some_and(|record| record.parent() == parent && record.name() == name)
+fn gave(held: &Held, taken: &Taken, at: Seq, parent: Fid, name: &[u8]) -> bool {
+    held.record(taken, at).is_some_and(|record| record.parent() == parent && record.name() == name)
 }
 
 /// Two updates of one attribute, or two looks by the same user in the same way.

@@ -1,4 +1,4 @@
-//! Between the C table and the trait: the only `unsafe` of the SDK besides the test harness.
+//! Between the C table and the trait: the only `unsafe` of the SDK besides [`Taken`] and the test harness.
 
 use std::any::{Any, TypeId};
 use std::collections::HashMap;
@@ -13,6 +13,7 @@ use lcap_ffi::policy::{self as abi, PolicyHost, PolicyOps, PolicyOut, PolicyRead
 use crate::options::description;
 use crate::out::Out;
 use crate::policy::{Failure, Host, Nanos, Policy, Reader, Records};
+use crate::taken::Taken;
 
 /// A module's table. Made by [`crate::export_policy!`].
 #[derive(Debug)]
@@ -32,8 +33,8 @@ impl Table {
             size: size_of::<PolicyOps>() as u32,
             name: P::NAME.as_ptr(),
             version: version.as_ptr(),
-            // Records are lent for the call only, so no pointer can be kept.
-            flags: abi::NO_POINTERS | shared | verbatim,
+            // Without looking back records are lent for the call only, so no pointer can be kept.
+            flags: if P::LOOKS_BACK { 0 } else { abi::NO_POINTERS } | shared | verbatim,
             describe: Some(describe::<P>),
             create: Some(create::<P>),
             destroy: Some(destroy::<P>),
@@ -61,6 +62,8 @@ struct Shell<P> {
     host: Host,
     out: Out,
     wake: Option<Nanos>,
+    /// Empty unless the policy looks back.
+    taken: Taken,
 }
 
 /// The bytes of a record that the host lends.
@@ -147,7 +150,8 @@ unsafe extern "C" fn create<P: Policy>(
     }));
     match made {
         Ok(Ok(policy)) => {
-            let shell = Shell { policy, host, out: Out::default(), wake: None };
+            let (out, taken) = (Out::default(), Taken::default());
+            let shell = Shell { policy, host, out, wake: None, taken };
             // SAFETY: not null, writable by contract.
             unsafe { state.write(Box::into_raw(Box::new(shell)).cast()) };
             0
@@ -191,8 +195,15 @@ unsafe extern "C" fn enqueue<P: Policy>(
     // SAFETY: an instance of this table, one call at a time (contract).
     let shell = unsafe { shell::<P>(state) };
     // SAFETY: `n` records, valid during the call (contract).
-    let records = Records::new(unsafe { slice::from_raw_parts(recs, n) });
-    guarded(&shell.host, || shell.policy.enqueue(records, Nanos(now_ns)).map(|()| 0))
+    let records = unsafe { slice::from_raw_parts(recs, n) };
+    let Shell { policy, host, taken, .. } = shell;
+    if P::LOOKS_BACK {
+        // SAFETY: the table does not say NO_POINTERS, so they are valid until they are decided; all
+        // decisions pass `dequeue`.
+        unsafe { taken.take(records) };
+    }
+    let records = Records::new(records, taken);
+    guarded(host, || policy.enqueue(records, Nanos(now_ns)).map(|()| 0))
 }
 
 unsafe extern "C" fn dequeue<P: Policy>(
@@ -207,7 +218,7 @@ unsafe extern "C" fn dequeue<P: Policy>(
     let shell = unsafe { shell::<P>(state) };
     // SAFETY: room for `max` entries, zeroed by the host (contract).
     let room = unsafe { slice::from_raw_parts_mut(out, max) };
-    let Shell { policy, host, out, wake } = shell;
+    let Shell { policy, host, out, wake, taken } = shell;
     let rc = guarded(host, || {
         let mut n = 0;
         // What did not fit last time comes first. The host's pointers into `out` are of no use to it
@@ -217,6 +228,10 @@ unsafe extern "C" fn dequeue<P: Policy>(
             *wake = policy.dequeue(Nanos(now_ns), flags & abi::FLUSH != 0, out)?;
         }
         n += out.take(room);
+        if P::LOOKS_BACK {
+            // SAFETY: what `out` has just written, with pointers to its own tokens.
+            unsafe { taken.decided(room.get(..n).unwrap_or_default()) };
+        }
         c_int::try_from(n).map_err(|_| Failure::new("more decisions than an int can count"))
     });
     if let Some(wake) = *wake {

@@ -48,6 +48,7 @@ pub mod harness;
 mod options;
 mod out;
 mod policy;
+mod taken;
 
 pub use std::ffi::CStr;
 
@@ -62,6 +63,7 @@ pub use out::Out;
 pub use policy::{Failure, Host, Item, Nanos, Policy, Reader, Records};
 pub use serde;
 pub use serde_json;
+pub use taken::Taken;
 
 /// Makes the crate a policy module: exports `lcap_policy_entry` for a type that is a [`Policy`].
 ///

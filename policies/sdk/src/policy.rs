@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 
 use crate::options::PolicyOption;
 use crate::out::Out;
+use crate::taken::Taken;
 
 /// A policy: takes records, and decides on each of them once.
 ///
@@ -28,6 +29,10 @@ pub trait Policy: Sized + Send + 'static {
     /// What comes out is what came in: it never emits a record of its own making, and drops none
     /// because another one makes up for it. Consumers then see nothing twice after a restart.
     const VERBATIM: bool = false;
+    /// It looks at records again that it took in earlier calls and has not decided:
+    /// [`Records::taken`]. lcapd then keeps the batches that they came in as they are; otherwise it may move
+    /// the few that are held together and free the rest.
+    const LOOKS_BACK: bool = false;
     /// Its options, as they stand in lcapd's configuration; [`crate::NoConfig`] if there are none.
     type Config: DeserializeOwned;
 
@@ -43,7 +48,7 @@ pub trait Policy: Sized + Send + 'static {
     fn create(config: Self::Config, host: &Host) -> Result<Self, Failure>;
 
     /// Takes records. Keep their tokens and what you need of them: the records themselves are
-    /// lent for this call.
+    /// lent for this call, unless [`Policy::LOOKS_BACK`].
     ///
     /// # Errors
     /// After an error the instance is not used any more.
@@ -120,11 +125,17 @@ pub struct Reader<'a> {
 #[derive(Clone, Debug)]
 pub struct Records<'a> {
     rest: std::slice::Iter<'a, PolicyRecord>,
+    taken: &'a Taken,
 }
 
 impl<'a> Records<'a> {
-    pub(crate) fn new(list: &'a [PolicyRecord]) -> Self {
-        Self { rest: list.iter() }
+    pub(crate) fn new(list: &'a [PolicyRecord], taken: &'a Taken) -> Self {
+        Self { rest: list.iter(), taken }
+    }
+
+    /// All records that are not decided, these included; none unless [`Policy::LOOKS_BACK`].
+    pub fn taken(&self) -> &'a Taken {
+        self.taken
     }
 
     /// Token of the first of the records that are left.
