@@ -11,6 +11,11 @@ use lcap_tests::daemon::Daemon;
 pub(crate) struct Latencies(Vec<f64>);
 
 impl Latencies {
+    /// Of seconds in ascending order.
+    pub(crate) fn of(ascending: Vec<f64>) -> Self {
+        Self(ascending)
+    }
+
     /// The value that the part `p` of all is not above.
     pub(crate) fn quantile(&self, p: f64) -> f64 {
         let n = self.0.len().saturating_sub(1);
@@ -43,5 +48,5 @@ pub(crate) fn measure(daemon: &Daemon, mdt: &str, duration: Duration) -> Result<
         }
     }
     latencies.sort_by(f64::total_cmp);
-    Ok(Latencies(latencies))
+    Ok(Latencies::of(latencies))
 }

@@ -57,6 +57,14 @@ enum Role {
         /// From where.
         bytes: wire_limit::Bytes,
     },
+    /// The sender of the latency of libzmq alone.
+    #[command(hide = true)]
+    WirePace {
+        /// Messages per second.
+        rate: u32,
+        /// How many.
+        n: usize,
+    },
     /// One reading after another of lists of HSM actions.
     #[command(hide = true)]
     HsmPoll {
@@ -71,6 +79,7 @@ fn main() -> Result<()> {
         Some(Role::WireSender { endpoint, message_bytes, n, bytes }) => {
             return wire_limit::send(endpoint, *message_bytes, *n, *bytes);
         }
+        Some(Role::WirePace { rate, n }) => return wire_limit::send_paced(*rate, *n),
         Some(Role::HsmPoll { lists }) => return hsm_poll::run(lists),
         None => {}
     }

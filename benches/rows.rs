@@ -450,19 +450,32 @@ fn cpu_live(bench: &mut Bench<'_>) -> Result<()> {
 }
 
 fn latencies(bench: &mut Bench<'_>) -> Result<()> {
+    let seconds = 5_u32;
     for (rate, bound) in [(1_000_u32, Some(300.0)), (10_000, None), (100_000, Some(1000.0))] {
-        let (mut p50, mut p99, mut p999) = (vec![], vec![], vec![]);
+        let (mut own, mut bare) = (Vec::new(), Vec::new());
         for _ in 0..bench.settings.runs {
+            if rate < 100_000 {
+                let n = usize::try_from(rate * seconds)?;
+                bare.push(latency::Latencies::of(wire_limit::latencies(rate, n)?));
+            }
             let daemon = broadcast(true, 1, &format!("sim:rate={rate}"), FIFO).start();
-            let found = latency::measure(&daemon, &mdt_name(0), Duration::from_secs(5))?;
-            p50.push(found.quantile(0.5) * 1e6);
-            p99.push(found.quantile(0.99) * 1e6);
-            p999.push(found.quantile(0.999) * 1e6);
+            let duration = Duration::from_secs(seconds.into());
+            own.push(latency::measure(&daemon, &mdt_name(0), duration)?);
         }
-        let command = format!("sim:rate={rate}, fifo, one Rust client over tcp, 5 s");
-        for (what, samples) in [("p50", p50), ("p99", p99), ("p99.9", p999)] {
+        for (what, p) in [("p50", 0.5), ("p99", 0.99), ("p99.9", 0.999)] {
+            let of = |found: &[latency::Latencies]| {
+                found.iter().map(|found| found.quantile(p) * 1e6).collect::<Vec<_>>()
+            };
+            let command = format!("sim:rate={rate}, fifo, one Rust client over tcp, {seconds} s");
             let name = format!("latency at {rate} records/s, {what}");
-            let row = Row::new(&name, "µs", &samples, &command);
+            let mut row = Row::new(&name, "µs", &of(&own), &command);
+            if !bare.is_empty() {
+                let command = format!("libzmq alone over tcp, {rate} messages/s, {seconds} s");
+                let name = format!("  libzmq alone at {rate} messages/s, {what}");
+                let reference = Row::new(&name, "µs", &of(&bare), &command);
+                row = row.against(reference.value);
+                bench.report.add(reference);
+            }
             bench.report.add(match bound {
                 Some(bound) if what == "p99" => row.at_most(bound),
                 _ => row,

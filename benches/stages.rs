@@ -57,8 +57,8 @@ fn main() -> Result<()> {
             let mut chain = Chain::new(&modules, &mdt)?;
             let mut out = ChainOutput::default();
             for bytes in batches {
-                chain.push(&Arc::new(Batch::parse(bytes)?), Nanos(0))?;
-                chain.pull(Nanos(0), false, &mut out)?;
+                let batch = Arc::new(Batch::parse(bytes)?);
+                chain.run_batch(0, Some(&batch), Nanos(0), false, &mut out)?;
                 black_box(out.len());
             }
         }

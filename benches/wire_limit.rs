@@ -9,7 +9,7 @@
 use std::io::{BufRead as _, BufReader};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result};
 
@@ -83,6 +83,56 @@ pub(crate) fn send(endpoint: &str, len: usize, n: usize, bytes: Bytes) -> Result
     for at in 0..n {
         let part = Part { all: Arc::clone(&all), at: at % n_parts * len, len };
         lcap_ffi::zmq_frame::send_shared(&mut socket, Arc::new(part), 0)?;
+    }
+    Ok(())
+}
+
+/// Latencies of a bare libzmq pair over TCP, in seconds and ascending: a sender process that sends a message
+/// of a record's size `rate` times a second, for `n` messages, and says in each when it was due.
+///
+/// # Errors
+/// If libzmq or the process fails.
+pub(crate) fn latencies(rate: u32, n: usize) -> Result<Vec<f64>> {
+    let mut sender = Command::new(std::env::current_exe()?)
+        .args(["wire-pace", &rate.to_string(), &n.to_string()])
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut bound = String::new();
+    BufReader::new(sender.stdout.take().context("a pipe")?).read_line(&mut bound)?;
+    let context = zmq::Context::new();
+    let socket = context.socket(zmq::PULL)?;
+    socket.connect(bound.trim())?;
+    let (mut message, mut found) = (zmq::Message::new(), Vec::with_capacity(n));
+    for _ in 0..n {
+        socket.recv(&mut message, 0)?;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
+        let due = message.first_chunk().copied().map(u64::from_ne_bytes).context("a time")?;
+        found.push(now.saturating_sub(Duration::from_nanos(due)).as_secs_f64());
+    }
+    sender.wait()?;
+    found.sort_by(f64::total_cmp);
+    Ok(found)
+}
+
+/// The other process of [`latencies`].
+///
+/// # Errors
+/// If libzmq fails.
+pub(crate) fn send_paced(rate: u32, n: usize) -> Result<()> {
+    // As lcapd's readers: the kernel may else wake us 50 µs late.
+    rustix::thread::set_current_timer_slack(std::num::NonZeroU64::new(1))?;
+    let context = zmq::Context::new();
+    let socket = context.socket(zmq::PUSH)?;
+    socket.bind("tcp://127.0.0.1:*")?;
+    println!("{}", socket.get_last_endpoint()?.unwrap_or_default());
+    let (start, wall) = (Instant::now(), SystemTime::now().duration_since(UNIX_EPOCH)?);
+    let mut message = [0_u8; 170];
+    for at in 1..=u32::try_from(n)? {
+        let due = Duration::from_secs(1) / rate * at;
+        std::thread::sleep(due.saturating_sub(start.elapsed())); // the pace that is measured
+        let due = u64::try_from((wall + due).as_nanos())?;
+        message[..8].copy_from_slice(&due.to_ne_bytes());
+        socket.send(message.as_slice(), 0)?;
     }
     Ok(())
 }

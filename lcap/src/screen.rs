@@ -11,7 +11,8 @@ use anyhow::{Context as _, Result, bail};
 use ratatui::backend::TestBackend;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
 use ratatui::{DefaultTerminal, Frame, Terminal};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use signal_hook::consts::{SIGINT, SIGTERM};
 
 /// Something that a view may have to react to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,7 +38,8 @@ impl Screen {
             bail!("this is not a terminal; --once prints one picture");
         }
         let asked_to_end = Arc::new(AtomicBool::new(false));
-        for signal in [SIGTERM, SIGINT, SIGHUP] {
+        // Not SIGHUP: a terminal that is gone has nothing to restore, and crossterm reads it for ever.
+        for signal in [SIGTERM, SIGINT] {
             signal_hook::flag::register(signal, Arc::clone(&asked_to_end)).context("signals")?;
         }
         // This also makes a panic leave the screen before it prints.
@@ -53,7 +55,16 @@ impl Screen {
 
     /// Waits for a key, for so long.
     pub(crate) fn input(&mut self, patience: Duration) -> Result<Input> {
-        let input = if event::poll(patience)? { translate(&event::read()?) } else { Input::Redraw };
+        let stdin = io::stdin();
+        let mut fds = [PollFd::new(&stdin, PollFlags::IN)];
+        let patience = Timespec::try_from(patience).context("a time to wait")?;
+        // An interrupted wait is a short one.
+        let _ = poll(&mut fds, Some(&patience));
+        if fds[0].revents().intersects(PollFlags::HUP | PollFlags::ERR) {
+            return Ok(Input::Quit);
+        }
+        let has_input = event::poll(Duration::ZERO)?;
+        let input = if has_input { translate(&event::read()?) } else { Input::Redraw };
         Ok(if self.asked_to_end.load(Ordering::Relaxed) { Input::Quit } else { input })
     }
 }

@@ -19,5 +19,6 @@ mod service;
 mod sink;
 mod sink_hsm;
 mod standby;
+mod terminal;
 mod upcall;
 mod upgrade;

@@ -133,13 +133,18 @@ fn tls_is_spoken_with_who_the_authority_knows_and_with_nobody_else() {
         &ca,
         "--tls-auth-clients",
         "no",
+        "--user",
+        "lcap on >secret ~* +@all",
     ]);
     let trusted = dir.path().join("trusted.crt");
     std::fs::copy(file("wrong.crt"), &trusted).unwrap();
+    let password = dir.path().join("password");
+    std::fs::write(&password, "guessed\n").unwrap();
     let sink = format!(
-        "[[sink]]\nstream = \"changelog\"\nredis = \"rediss://127.0.0.1:{port}/0\"\n\
-         ca_file = \"{}\"",
-        trusted.display()
+        "[[sink]]\nstream = \"changelog\"\nredis = \"rediss://lcap@127.0.0.1:{port}/0\"\n\
+         ca_file = \"{}\"\npassword_file = \"{}\"",
+        trusted.display(),
+        password.display()
     );
     let setup = Setup::new().mdt(MDT, "sim:records=100,seed=4").broadcast("changelog", "");
     let mut daemon = setup.more(&sink).start();
@@ -148,6 +153,11 @@ fn tls_is_spoken_with_who_the_authority_knows_and_with_nobody_else() {
     assert_eq!(cleared(&daemon), 0);
     daemon.stop();
     std::fs::copy(&ca, &trusted).unwrap();
+    daemon.start();
+    wait_until("the password is refused", || daemon.log().contains("authentication failed"));
+    assert_eq!(n_entries(&redis, KEY), 0);
+    daemon.stop();
+    std::fs::write(&password, "secret\n").unwrap();
     daemon.start();
     wait_until("all records are in Redis", || n_entries(&redis, KEY) == 100);
 }

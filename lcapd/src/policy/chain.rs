@@ -9,6 +9,7 @@
 mod express;
 
 use std::collections::VecDeque;
+use std::num::NonZeroU64;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -105,10 +106,35 @@ struct MdtLog {
     dropped: u64,
 }
 
+/// Where a record lies: which buffer (its number's low bits), and which record of that. Eight bytes, since
+/// a module may hold millions.
 #[derive(Clone, Copy, Debug)]
-struct Source {
-    buffer: u64,
-    nth: u32,
+struct Source(NonZeroU64);
+
+/// A batch has less than 4 GiB, and a record at least 64 bytes.
+const NTH_BITS: u32 = 26;
+/// Far more buffers than any chain has at a time.
+const BUFFER_BITS: u32 = 37;
+
+impl Source {
+    fn new(buffer: u64, nth: usize) -> Self {
+        let buffer = buffer & ((1 << BUFFER_BITS) - 1);
+        // The top bit makes it differ from zero.
+        let packed = 1 << 63 | buffer << NTH_BITS | nth as u64;
+        Self(NonZeroU64::new(packed).unwrap_or(NonZeroU64::MIN))
+    }
+
+    /// The buffer's number, which is below `next` and not by much.
+    #[inline]
+    fn buffer(self, next: u64) -> u64 {
+        let behind = next.wrapping_sub(self.0.get() >> NTH_BITS) & ((1 << BUFFER_BITS) - 1);
+        next.wrapping_sub(behind)
+    }
+
+    #[inline]
+    fn nth(self) -> usize {
+        (self.0.get() & ((1 << NTH_BITS) - 1)) as usize
+    }
 }
 
 /// A batch of which some records are not settled.
@@ -309,11 +335,8 @@ impl Chain {
         self.held_bytes += batch.bytes.len();
         self.pinned_bytes += batch.bytes.len();
         let mut slots = Vec::with_capacity(batch.len());
-        // A batch has fewer than 2³² records: it has fewer than 2³² bytes.
-        #[allow(clippy::cast_possible_truncation)]
-        let n = batch.len() as u32;
-        for nth in 0..n {
-            let number = log.sources.push(Source { buffer, nth });
+        for nth in 0..batch.len() {
+            let number = log.sources.push(Source::new(buffer, nth));
             slots.push(Slot { mdt, route: 0, body: Body::Source(number) });
         }
         self.pass(0, slots);
@@ -643,18 +666,18 @@ impl Chain {
     fn settle(&mut self, mdt: u32, number: u64, out: Option<(&mut ChainOutput, u64)>) {
         let Some(log) = self.mdts.get_mut(mdt as usize) else { return };
         let Some(source) = log.sources.take(number) else { return };
-        let Some(buffer) = log.buffers.get_mut(source.buffer) else { return };
-        let nth = source.nth as usize;
+        let (number, nth) = (source.buffer(log.buffers.next()), source.nth());
+        let Some(buffer) = log.buffers.get_mut(number) else { return };
         let size = buffer.batch.record(nth).len();
         if let Some((out, route)) = out {
-            out.push(mdt, source.buffer, &buffer.batch, nth, route);
+            out.push(mdt, number, &buffer.batch, nth, route);
         }
         buffer.n_live -= 1;
         buffer.live_bytes -= size;
         self.held_bytes -= size;
         if buffer.n_live == 0 {
             self.pinned_bytes -= buffer.batch.bytes.len();
-            log.buffers.take(source.buffer);
+            log.buffers.take(number);
         }
     }
 
@@ -810,7 +833,8 @@ impl MdtLog {
     #[inline]
     fn record(&self, number: u64) -> Option<&[u8]> {
         let source = self.sources.get(number)?;
-        Some(self.buffers.get(source.buffer)?.batch.record(source.nth as usize))
+        let buffer = self.buffers.get(source.buffer(self.buffers.next()))?;
+        Some(buffer.batch.record(source.nth()))
     }
 
     fn first_unsettled(&self) -> Option<RecordIndex> {
@@ -825,10 +849,11 @@ impl MdtLog {
         let (mut first, mut last) = (RecordIndex::new(u64::MAX), RecordIndex::ZERO);
         let (buffer, mut since) = (self.buffers.next(), Nanos(u64::MAX));
         for source in self.sources.iter_mut() {
-            let Some(from) = self.buffers.get_mut(source.buffer) else { continue };
-            let record = from.batch.record(source.nth as usize);
-            let end = u32::try_from(bytes.len() + record.len());
-            let (Ok(end), Ok(nth)) = (end, u32::try_from(ends.len())) else { break };
+            let number = source.buffer(buffer);
+            let Some(from) = self.buffers.get_mut(number) else { continue };
+            let record = from.batch.record(source.nth());
+            let Ok(end) = u32::try_from(bytes.len() + record.len()) else { break };
+            let nth = ends.len();
             let mostly_settled = from.move_below > from.live_bytes;
             if !mostly_settled {
                 continue;
@@ -840,9 +865,9 @@ impl MdtLog {
             since = since.min(from.since);
             from.n_live -= 1;
             if from.n_live == 0 {
-                self.buffers.take(source.buffer);
+                self.buffers.take(number);
             }
-            *source = Source { buffer, nth };
+            *source = Source::new(buffer, nth);
         }
         if !ends.is_empty() {
             let batch = Arc::new(Batch::from_parts(bytes, ends, first, last));
@@ -856,13 +881,14 @@ impl MdtLog {
         held.marks.push((self.name.clone(), self.last, self.low));
         let mut run: Option<(Nanos, ChainOutput)> = None;
         for (_, source) in self.sources.iter() {
-            let Some(buffer) = self.buffers.get(source.buffer) else { continue };
+            let number = source.buffer(self.buffers.next());
+            let Some(buffer) = self.buffers.get(number) else { continue };
             let same = run.as_ref().is_some_and(|(since, _)| *since == buffer.since);
             if !same && let Some((since, out)) = run.take() {
                 held.add(&self.name, since, out);
             }
             let (_, out) = run.get_or_insert_with(|| (buffer.since, ChainOutput::default()));
-            out.push(0, source.buffer, &buffer.batch, source.nth as usize, 0);
+            out.push(0, number, &buffer.batch, source.nth(), 0);
         }
         if let Some((since, out)) = run {
             held.add(&self.name, since, out);

@@ -7,6 +7,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
 
+use crate::list::List;
 use lcap_policy_sdk::{Fid, Nanos, Out, Record, RecordType, Taken, record::split_first};
 
 /// Number of a held record.
@@ -118,13 +119,13 @@ struct Changed {
 pub(crate) struct Object {
     fid: Fid,
     /// Live records about it, in order.
-    pub(crate) held: VecDeque<Seq>,
+    pub(crate) held: List,
     /// Live records that name it as a directory.
     pub(crate) n_inside: u32,
     /// Last record that gave or took one of its names, whatever became of it.
     pub(crate) last_name: Seq,
     /// Its names, if its birth is held.
-    pub(crate) names: Vec<u64>,
+    pub(crate) names: List,
     /// Its history is not all here: another MDT has a part in it.
     pub(crate) foreign: bool,
     pub(crate) is_no_dir: bool,
@@ -142,17 +143,6 @@ pub(crate) fn proves_no_dir(rec_type: RecordType) -> bool {
             | RecordType::UNLINK
             | RecordType::TRUNC
     )
-}
-
-impl Object {
-    fn remove(&mut self, seq: Seq) {
-        if self.held.front() == Some(&seq) {
-            self.held.pop_front();
-        }
-        if let Ok(at) = self.held.binary_search(&seq) {
-            self.held.remove(at);
-        }
-    }
 }
 
 /// A record that was just appended.
@@ -318,7 +308,7 @@ impl Held {
         self.arrive();
         for id in [about, other] {
             if let Some(object) = self.objects.get_mut(id.0 as usize) {
-                object.held.push_back(seq);
+                object.held.push(seq);
                 if kind.has_name() {
                     object.last_name = seq;
                 }
@@ -387,7 +377,7 @@ impl Held {
         if object.held.is_empty() && object.n_inside == 0 && !object.fid.is_zero() {
             self.ids.remove(&object.fid);
             object.fid = Fid::default();
-            object.names.clear();
+            object.names = List::default();
             (object.last_name, object.foreign, object.is_no_dir) = (0, false, false);
             self.free.push(id);
         }
@@ -409,7 +399,7 @@ impl Held {
     fn forget(&mut self, seq: Seq, about: Id, other: Id, dirs: [Id; 2]) {
         for id in [about, other] {
             if let Some(object) = self.objects.get_mut(id.0 as usize) {
-                object.remove(seq);
+                object.held.remove_in_order(seq);
                 self.free_if_idle(id);
             }
         }

@@ -14,6 +14,7 @@
 #![deny(unsafe_code)]
 
 mod held;
+mod list;
 mod rules;
 #[cfg(test)]
 mod tests;

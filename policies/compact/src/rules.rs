@@ -98,7 +98,7 @@ impl Rules {
         let Some(object) = held.object(id) else { return false };
         let is_update = Kind::of(record.rec_type()) == Kind::Update;
         let mut found = None;
-        for &at in object.held.iter().rev().take(LOOK_BACK) {
+        for at in object.held.iter().rev().take(LOOK_BACK) {
             let Some(entry) = held.get(at).filter(|_| at > self.barrier) else { return false };
             match entry.kind {
                 // A consumer looks at a new object when it sees its birth, which is later than this.
@@ -167,7 +167,7 @@ impl Rules {
                 && held.get(at).is_some_and(|e| useless(e.kind) && !self.keeps(e.rec_type))
         };
         // A migration in between gives the object another FID: then those were another's.
-        let list: Vec<Seq> = object.held.iter().copied().filter(of_no_use).collect();
+        let list: Vec<Seq> = object.held.iter().filter(of_no_use).collect();
         for at in list {
             self.counts.absorbed += held.drop(at);
         }
@@ -181,11 +181,11 @@ impl Rules {
         if !whole || object.n_inside > 0 {
             return false;
         }
-        let Some(&birth) = object.held.front() else { return false };
+        let Some(birth) = object.held.first() else { return false };
         if birth <= self.barrier || held.get(birth).is_none_or(|entry| entry.kind != Kind::Birth) {
             return false;
         }
-        let only_its_own = object.held.iter().all(|&at| {
+        let only_its_own = object.held.iter().all(|at| {
             let Some(entry) = held.get(at) else { return false };
             let own = match entry.kind {
                 Kind::Birth | Kind::Link | Kind::Unlink => true,
@@ -199,7 +199,7 @@ impl Rules {
             return false;
         }
         let list = object.held.clone();
-        for at in list {
+        for at in list.iter() {
             if held.get(at).is_some_and(|entry| entry.kind != Kind::Refusal) {
                 self.counts.cancelled += held.drop(at);
             }
@@ -231,7 +231,7 @@ impl Rules {
         let (seq, id) = (pushed.seq, pushed.about);
         let Some(rename) = self.last_named(held, id, seq) else { return };
         let (Some(entry), Some(object)) = (held.get(rename), held.object(id)) else { return };
-        let nothing_since = object.held.iter().all(|&at| at <= rename || at == seq);
+        let nothing_since = object.held.iter().all(|at| at <= rename || at == seq);
         let fits = is_plain_rename(entry, id)
             && !self.keeps(entry.rec_type)
             && entry.named_at == pushed.name_touched
@@ -302,7 +302,7 @@ impl Rules {
     /// between that must not be crossed.
     fn last_named(&self, held: &Held, id: Id, seq: Seq) -> Option<Seq> {
         let object = held.object(id)?;
-        for &at in object.held.iter().rev().filter(|&&at| at < seq).take(NAME_LOOK_BACK) {
+        for at in object.held.iter().rev().filter(|&at| at < seq).take(NAME_LOOK_BACK) {
             match held.get(at).filter(|_| at > self.barrier)?.kind {
                 Kind::Birth | Kind::Link | Kind::Unlink | Kind::Rename => return Some(at),
                 Kind::Update | Kind::Access | Kind::Refusal => {}
@@ -336,11 +336,8 @@ fn says_the_same(earlier: &Record<'_>, later: &Record<'_>) -> bool {
 fn note_names(held: &mut Held, pushed: Pushed, record: &Record<'_>, kind: Kind) {
     let take = |held: &mut Held, id: Id, key: u64| {
         let Some(object) = held.object_mut(id) else { return };
-        match object.names.iter().position(|name| *name == key) {
-            Some(at) => {
-                object.names.swap_remove(at);
-            }
-            None => object.foreign = true,
+        if !object.names.remove(key) {
+            object.foreign = true;
         }
     };
     let key = || name_key(record.parent(), record.name());

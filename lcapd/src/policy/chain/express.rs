@@ -151,9 +151,7 @@ impl Chain {
         let buffer = log.buffers.push(buffer);
         stage.ages.push_back((stage.slots.next(), now));
         for at in ranges.iter().cloned().flatten() {
-            // A batch has fewer than 2³² records: it has fewer than 2³² bytes.
-            #[allow(clippy::cast_possible_truncation)]
-            let number = log.sources.push(Source { buffer, nth: at as u32 });
+            let number = log.sources.push(Source::new(buffer, at));
             stage.slots.push(Slot { mdt, route: 0, body: Body::Source(number) });
         }
     }
