@@ -8,6 +8,9 @@ use redb::{
     WriteTransaction,
 };
 
+/// Pages that are kept in memory; redb would take a GiB, and all that is read is read once.
+const CACHE_BYTES: usize = 32 << 20;
+
 /// What is wrong with a file of state.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -94,10 +97,10 @@ impl DbFile {
             source,
         };
         std::fs::create_dir_all(dir).map_err(|error| failed(error.into()))?;
-        let db = match Database::create(&path) {
+        let db = match create(&path) {
             Err(redb::DatabaseError::DatabaseAlreadyOpen) if take_over => {
                 leave_behind(&path).map_err(|error| failed(error.into()))?;
-                Database::create(&path)
+                create(&path)
             }
             opened => opened,
         };
@@ -141,7 +144,7 @@ impl DbFile {
     ) -> Result<(), StoreError> {
         let db = match self.db.take() {
             Some(db) => db,
-            None => Database::create(&self.path).map_err(commit_error)?,
+            None => create(&self.path).map_err(commit_error)?,
         };
         let tx = db.begin_write().map_err(commit_error)?;
         write(&tx).map_err(commit_error)?;
@@ -149,6 +152,10 @@ impl DbFile {
         self.db = Some(db);
         Ok(())
     }
+}
+
+fn create(path: &Path) -> Result<Database, redb::DatabaseError> {
+    Database::builder().set_cache_size(CACHE_BYTES).create(path)
 }
 
 /// Puts a copy in the place of a file that another process has open. What that process was writing

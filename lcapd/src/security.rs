@@ -265,6 +265,17 @@ impl Access {
         may.then(|| name.clone())
     }
 
+    /// Whether only those on a list may do anything.
+    pub fn has_list(&self) -> bool {
+        self.clients.is_some()
+    }
+
+    /// Whether a client may go on being a mover.
+    pub fn may_move(&self, name: &str) -> bool {
+        let Some(clients) = self.now() else { return true };
+        clients.by_name.get(name).is_some_and(Client::may_move)
+    }
+
     /// Whether a client may go on reading a stream as a reader.
     pub fn may_read(&self, name: Option<&str>, stream: &str, reader: Option<&str>) -> bool {
         let Some(clients) = self.now() else { return true };

@@ -35,6 +35,7 @@ use crate::figures::{self, Figures, ServerStats, StreamFigures};
 use crate::follower::Follower;
 use crate::health::{StatusPort, status_port};
 use crate::hsm;
+use crate::hsm::mover_socket::MoverSocket;
 use crate::hsm::service::Handle as HsmQueue;
 use crate::http::Http;
 use crate::last_read::{self, LastRead};
@@ -147,7 +148,7 @@ pub struct Daemon {
 struct Revoked {
     outcomes: Sender<Outcome>,
     engine: Waker,
-    publishers: Vec<(Arc<AtomicBool>, Waker)>,
+    sockets: Vec<(Arc<AtomicBool>, Waker)>,
 }
 
 /// Threads that are stopped together.
@@ -404,7 +405,7 @@ impl Daemon {
 
         let taps: Vec<Taps> = config.streams.iter().map(|_| Taps::default()).collect();
         let mut publishers = publishers.into_iter();
-        let mut publishers_to_tell = Vec::new();
+        let mut to_tell = Vec::new();
         let (mut workers, mut live) = (Vec::new(), Vec::new());
         for (stream_at, (stream, policies)) in config.streams.iter().zip(&policies).enumerate() {
             let publisher = match stream.delivery {
@@ -420,7 +421,7 @@ impl Daemon {
                     };
                     let (to_publisher, revoked) =
                         start_publisher(&mut outlet, broadcast, epoch, &mdts)?;
-                    publishers_to_tell.push((revoked, to_publisher.1.clone()));
+                    to_tell.push((revoked, to_publisher.1.clone()));
                     Some(to_publisher)
                 }
                 Delivery::Queue => None,
@@ -541,17 +542,18 @@ impl Daemon {
             waker: engine_waker.clone(),
             running: Arc::default(),
         };
-        let secure = |socket: &zmq::Socket| gate.protect(socket, &Domain::Movers);
+        let movers = open_movers(&mut gate, &context, config, &access)?;
+        let revoked_movers = movers.as_ref().map(MoverSocket::revoked);
         let host = hsm::entrances::Host {
             loader: &loader,
-            context: &context,
-            secure: &secure,
             lease,
             epoch,
             stop_intake: Arc::clone(&intake.stop),
             stop: Arc::clone(&outlet.stop),
         };
-        let hsm = start_hsm(&mut intake, &mut outlet, config, &hsm, &host, &metrics)?;
+        let hsm = start_hsm(&mut intake, &mut outlet, config, (&hsm, movers), &host, &metrics)?;
+        let to_hsm = revoked_movers.zip(hsm.as_ref().map(|queue| queue.waker().clone()));
+        to_tell.extend(to_hsm);
         gate.start(&mut watch)?;
         let server_stats = Arc::new(ServerStats::default());
         let names = config.streams.iter().map(|stream| stream.name.clone());
@@ -594,8 +596,7 @@ impl Daemon {
             waker: engine_waker.clone(),
             stop: Arc::clone(&core.stop),
         };
-        let revoked =
-            Revoked { outcomes, engine: engine_waker.clone(), publishers: publishers_to_tell };
+        let revoked = Revoked { outcomes, engine: engine_waker.clone(), sockets: to_tell };
         core.wakers.push(engine_waker);
         core.spawn("engine", move || server.run())?;
         info!(
@@ -657,9 +658,9 @@ impl Daemon {
         if security.reload()? {
             let _ = self.revoked.outcomes.send(Outcome::Revoked);
             self.revoked.engine.wake();
-            for (revoked, publisher) in &self.revoked.publishers {
+            for (revoked, thread) in &self.revoked.sockets {
                 revoked.store(true, Ordering::Relaxed);
-                publisher.wake();
+                thread.wake();
             }
         }
         Ok(())
@@ -941,17 +942,35 @@ fn start_publisher(
     Ok(((messages, waker), revoked))
 }
 
+/// Where movers connect, if they may.
+fn open_movers(
+    gate: &mut Gate,
+    context: &zmq::Context,
+    config: &Config,
+    access: &Access,
+) -> Result<Option<MoverSocket>> {
+    let hsm = config.hsm.as_ref();
+    let Some(endpoint) = hsm.and_then(|hsm| hsm.entrances.movers.as_deref()) else {
+        return Ok(None);
+    };
+    let socket = hsm::service::router(context)?;
+    let (socket, bound) = gate.open(context, socket, &Domain::Movers, endpoint)?;
+    info!(endpoint = bound, "movers are served");
+    Ok(Some(MoverSocket::new(socket, Door::of_endpoint(&bound), access.clone())))
+}
+
 /// The queue of HSM requests, and what fills it, if there is to be one.
 fn start_hsm(
     intake: &mut Stage,
     outlet: &mut Stage,
     config: &Config,
-    actions: &HsmActions,
+    (actions, movers): (&HsmActions, Option<MoverSocket>),
     host: &hsm::entrances::Host<'_>,
     metrics: &Metrics,
 ) -> Result<Option<HsmQueue>> {
     let Some(hsm) = &config.hsm else { return Ok(None) };
-    let started = hsm::start::build(hsm, &config.server.state_dir, actions.of_requests(), host)?;
+    let state_dir = &config.server.state_dir;
+    let started = hsm::start::build(hsm, state_dir, actions.of_requests(), movers, host)?;
     let spooled = started.intake.as_ref().map(|spool| Arc::clone(&spool.stats));
     let lustre = started.copytool.as_ref().map(|(intake, _)| Arc::clone(&intake.shared));
     hsm::figures::register(metrics, started.queue.clone(), spooled, lustre);

@@ -433,6 +433,22 @@ impl Movers {
         self.challengers.retain(|_, challenger| challenger.peer != *peer);
     }
 
+    /// Whether a session is with that peer.
+    pub fn knows(&self, peer: &Peer) -> bool {
+        self.sessions.values().any(|session| session.peer == *peer)
+    }
+
+    /// That peer may not be a mover any longer. It keeps what it runs for its grace time.
+    pub fn revoke(&mut self, queue: &mut Queue, peer: &Peer, now: Now) {
+        let found = self.sessions.iter().find(|(_, session)| session.peer == *peer);
+        if let Some((&number, _)) = found {
+            let error = "this client may not be a mover any longer".to_owned();
+            self.say(peer, &MoverEvent::Lost { session: number, error }, Vec::new());
+            self.vanished(queue, number, "its client may not be a mover any longer", now);
+        }
+        self.challengers.retain(|_, challenger| challenger.peer != *peer);
+    }
+
     fn vanished(&mut self, queue: &mut Queue, number: u64, why: &str, now: Now) {
         let Some(session) = self.sessions.remove(&number) else { return };
         let name = session.name;

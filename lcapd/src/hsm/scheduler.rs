@@ -5,7 +5,7 @@
 //! part per *share* (a user, say), and, if archives are batched, per *tag*.
 //!
 //! The kind is chosen by a fixed order or by weights with aging, then the share that had least, then
-//! the oldest request.
+//! the request of the lowest rank, and of these the oldest.
 #![forbid(unsafe_code)]
 
 pub mod hosts;
@@ -210,6 +210,8 @@ type Found = (Turn, Option<Box<[u8]>>);
 /// A request's place in line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Turn {
+    /// 0, unless somebody gave it another place before or behind the rest.
+    pub rank: i32,
     /// Its id, unless it was moved.
     pub order: i64,
     /// Its id.

@@ -8,22 +8,26 @@ use crate::hsm::request::{Kind, Request, tag_value};
 
 /// Names of workers that a request may go to; all if it has none.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct HostSet(Option<Arc<[Box<str>]>>);
+pub struct HostSet(Option<Arc<Names>>);
+
+/// Behind a thin pointer, of which each request has one.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Names(Box<[Box<str>]>);
 
 impl HostSet {
     /// Only these.
     pub fn only<S: Into<Box<str>>>(hosts: impl IntoIterator<Item = S>) -> Self {
-        Self(Some(hosts.into_iter().map(Into::into).collect()))
+        Self(Some(Arc::new(Names(hosts.into_iter().map(Into::into).collect()))))
     }
 
     /// Whether a worker of this name may have it.
     pub fn allows(&self, worker: &str) -> bool {
-        self.0.as_deref().is_none_or(|hosts| hosts.iter().any(|host| **host == *worker))
+        self.names().is_none_or(|hosts| hosts.iter().any(|host| **host == *worker))
     }
 
     /// The names, unless it is for all.
     pub fn names(&self) -> Option<&[Box<str>]> {
-        self.0.as_deref()
+        self.0.as_deref().map(|names| &*names.0)
     }
 }
 
