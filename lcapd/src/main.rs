@@ -170,6 +170,9 @@ fn reload(args: &Args, daemon: &Daemon) -> Result<()> {
     logging::set_level(args.log(&config))?;
     daemon.reload();
     daemon.reload_clients()?;
-    info!("read again: log level, clients and policies; the rest needs a restart");
+    daemon.reload_hsm(&config);
+    info!(
+        "read again: log level, clients, policies, and of [hsm] order, weights, limits, retries and grace times; the rest needs a restart"
+    );
     Ok(())
 }

@@ -141,6 +141,7 @@ pub struct Daemon {
     engine_status: StatusPort,
     security: Option<Arc<Security>>,
     revoked: Revoked,
+    hsm: Option<HsmQueue>,
 }
 
 /// Whom to tell that somebody may do less than before.
@@ -554,6 +555,7 @@ impl Daemon {
         let hsm = start_hsm(&mut intake, &mut outlet, config, (&hsm, movers), &host, &metrics)?;
         let to_hsm = revoked_movers.zip(hsm.as_ref().map(|queue| queue.waker().clone()));
         to_tell.extend(to_hsm);
+        let hsm_queue = hsm.clone();
         gate.start(&mut watch)?;
         let server_stats = Arc::new(ServerStats::default());
         let names = config.streams.iter().map(|stream| stream.name.clone());
@@ -619,6 +621,7 @@ impl Daemon {
             engine_status,
             security,
             revoked,
+            hsm: hsm_queue,
         })
     }
 
@@ -664,6 +667,16 @@ impl Daemon {
             }
         }
         Ok(())
+    }
+
+    /// Goes by other limits, orders and times of the queue of HSM requests from now on.
+    pub fn reload_hsm(&self, config: &Config) {
+        let (Some(queue), Some(hsm)) = (&self.hsm, &config.hsm) else { return };
+        let (settings, entrances) = (hsm.queue.clone(), hsm.entrances.clone());
+        queue.call(move |core, _| {
+            core.queue.set_limits(&settings);
+            core.movers.set_graces(entrances.grace, entrances.graces);
+        });
     }
 
     /// Stops everything and waits for it.

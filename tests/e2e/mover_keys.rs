@@ -1,7 +1,6 @@
 //! Movers with keys: unmodified copytools under the preload library, and those that use the API.
 
 use std::ffi::OsStr;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use lcap_tests::daemon::{free_port, wait_until_or};
@@ -48,10 +47,11 @@ fn movers_need_the_right_keys() {
     let not_a_mover = "this client's key is not that of a mover";
     let other_server = "LCAP_SERVER_KEY) is another lcapd's";
     // Who, with which keys, and what it hears.
-    let cases: [(&str, Option<(&str, PathBuf)>, &str, Errno); 4] = [
-        ("reader", Some((&right, file("reader"))), not_a_mover, Errno::ACCESS),
-        ("stranger", Some((&right, file("stranger"))), not_a_mover, Errno::ACCESS),
-        ("misled", Some((&other, file("m1"))), other_server, Errno::TIMEDOUT),
+    let with = |server: &str, of: &str| Some((server.to_owned(), file(of)));
+    let cases = [
+        ("reader", with(&right, "reader"), not_a_mover, Errno::ACCESS),
+        ("stranger", with(&right, "stranger"), not_a_mover, Errno::ACCESS),
+        ("misled", with(&other, "m1"), other_server, Errno::TIMEDOUT),
         ("keyless", None, "it wants keys", Errno::TIMEDOUT),
     ];
     for (name, keys, says, errno) in cases {
@@ -59,7 +59,7 @@ fn movers_need_the_right_keys() {
         let mut builder = MoverBuilder::new().servers(&fs.movers).name(name);
         builder = builder.patience(Duration::from_secs(2));
         if let Some((server, file)) = &keys {
-            environment.push(("LCAP_SERVER_KEY", OsStr::new(*server)));
+            environment.push(("LCAP_SERVER_KEY", OsStr::new(server)));
             environment.push(("LCAP_CLIENT_KEY_FILE", file.as_os_str()));
             builder = builder.keys(server, Some(file.clone()));
         }

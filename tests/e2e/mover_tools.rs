@@ -8,6 +8,7 @@ use lcap_tests::hsm::FileSystem;
 use lcap_tests::programs::program;
 use lcapclient::mover::{Action, Mover};
 use rustix::io::Errno;
+use rustix::process::Signal;
 use serde_json::Value;
 
 /// For what is not to come.
@@ -195,4 +196,44 @@ fn the_original_clients_recv_and_drain_take_work() {
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.code() == Some(1) && said.contains("testfs0, not other"), "{said}");
     assert!(lcapd.terminate());
+}
+
+#[test]
+fn limits_are_changed_while_everything_runs() {
+    let mut fs = file_system();
+    let before = fs.options.clone();
+    fs.options = format!("{before}limits = {{ archive = 1 }}\n");
+    let lcapd = fs.lcapd();
+    fs.request("archive", 5, 1, "", 1);
+    let mover = fs.mover("m", 8);
+    let mut held = vec![next(&mover)];
+    assert_eq!(mover.recv(Some(SHORT)).unwrap(), None, "one at a time");
+    fs.options = format!("{before}limits = {{ archive = 3 }}\n");
+    fs.config();
+    lcapd.signal(Signal::HUP);
+    held.extend([next(&mover), next(&mover)]);
+    assert_eq!(mover.recv(Some(SHORT)).unwrap(), None, "three at a time");
+    held.iter().for_each(|action| end(&mover, action));
+    (0..2).for_each(|_| end(&mover, &next(&mover)));
+    fs.wait_for("all are over", |s| s["failed"] == 5);
+    assert!(lcapd.terminate());
+}
+
+#[test]
+fn another_lcapd_takes_over_and_the_movers_go_on() {
+    let mut fs = file_system();
+    fs.server = "lease = \"500ms\"".to_owned();
+    let first = fs.lcapd();
+    let tool = fs.copytool("tool", &["-d", "100"]);
+    fs.request("archive", 40, 1, "tag=x", 1);
+    fs.wait_for("some are done", |s| s["succeed"] >= 4);
+    let second = fs.lcapd();
+    wait_until("it stands by", || second.log().contains("standing by"));
+    first.kill();
+    fs.wait_for("all are done", |s| s["succeed"] == 40);
+    let summary = fs.summary();
+    let of = ["failed", "timeouts", "doubles", "agents"].map(|key| summary[key]);
+    assert_eq!(of, [0, 0, 0, 1], "{summary:?}");
+    assert_eq!(second.log().matches("mover is there").count(), 1, "{}", second.log());
+    assert!(tool.terminate() && second.terminate());
 }

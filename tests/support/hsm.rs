@@ -246,8 +246,11 @@ impl FileSystem {
         }
     }
 
-    /// The configuration.
-    fn config(&self) -> PathBuf {
+    /// Writes the configuration.
+    ///
+    /// # Panics
+    /// If it cannot be written.
+    pub fn config(&self) -> PathBuf {
         let path = self.path("lcapd.toml");
         let text = format!(
             "[server]\ncontrol = \"ipc://{dir}/control\"\nstate_dir = \"{dir}/state\"\n{}\n\

@@ -143,6 +143,11 @@ impl Movers {
         }
     }
 
+    /// Other grace times, for movers that come from now on.
+    pub fn set_graces(&mut self, grace: Duration, graces: BTreeMap<String, Duration>) {
+        (self.settings.grace, self.settings.graces) = (grace, graces);
+    }
+
     /// What is to be sent, once the queue's changes are on disk.
     pub fn take_outputs(&mut self) -> Vec<Output> {
         std::mem::take(&mut self.outputs)

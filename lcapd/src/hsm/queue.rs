@@ -374,6 +374,14 @@ impl Queue {
         }
     }
 
+    /// Goes by other limits, orders, weights and times from now on. What requests that are there are sorted by (shares,
+    /// hosts, batches, placing) stays as it was.
+    pub fn set_limits(&mut self, settings: &Settings) {
+        (self.settings.retry, self.settings.cancel_limit) = (settings.retry, settings.cancel_limit);
+        self.scheduler.set_limits(&settings.scheduler);
+        self.wake = true;
+    }
+
     // --- entrances ---
 
     /// Takes a request in.

@@ -309,6 +309,13 @@ impl Scheduler {
         &self.settings
     }
 
+    /// Goes by other limits, orders and weights from now on.
+    pub fn set_limits(&mut self, settings: &Settings) {
+        self.settings.order = settings.order;
+        self.settings.limits.clone_from(&settings.limits);
+        self.settings.share_weights.clone_from(&settings.share_weights);
+    }
+
     /// How many could start if there were workers for them.
     pub fn n_ready(&self) -> usize {
         self.ready
