@@ -76,7 +76,7 @@ pub(crate) fn run(args: &TopArgs) -> Result<()> {
     let mut top = Top::new(place, interval);
     top.has_actions = watch.is_some();
     if let Some(status) = queue {
-        top.queue = Some(QueueView::default());
+        top.queue = Some(QueueView::new(interval));
         top.queue.iter_mut().for_each(|queue| queue.take(status.clone(), Instant::now()));
     }
     if !args.once {

@@ -75,6 +75,8 @@ impl Asked {
 pub(super) struct QueueView {
     status: Option<Value>,
     trouble: Option<String>,
+    /// How often it is asked for.
+    interval: Duration,
     taken: Option<Instant>,
     /// Done in all, by kind and mover, when it was asked before.
     before: BTreeMap<String, u64>,
@@ -91,6 +93,18 @@ fn sum(of: &Value, what: &str) -> u64 {
 }
 
 impl QueueView {
+    /// Nothing is known yet.
+    pub(super) fn new(interval: Duration) -> Self {
+        Self { interval, ..Self::default() }
+    }
+
+    /// What is shown is old: nobody has answered since.
+    fn silence(&self, now: Instant) -> Option<String> {
+        let silent = now.saturating_duration_since(self.taken?);
+        let is_old = silent > self.interval * 2 + Duration::from_secs(2);
+        is_old.then(|| format!("no answer for {}; this is how it was", span(silent.as_secs())))
+    }
+
     /// A new status; rates are since the one before.
     pub(super) fn take(&mut self, status: Value, now: Instant) {
         let mut done = BTreeMap::new();
@@ -120,7 +134,7 @@ impl QueueView {
     pub(super) fn lines(&self, rows: usize, most_movers: usize, skip: usize) -> Vec<Line<'static>> {
         let bold = Style::new().add_modifier(Modifier::BOLD);
         let alarming = Style::new().fg(Color::Red).add_modifier(Modifier::BOLD);
-        let trouble = self.trouble.as_ref();
+        let trouble = self.trouble.clone().or_else(|| self.silence(Instant::now()));
         let trouble = trouble.map(|text| Line::styled(format!(" queue: {text}"), alarming));
         let Some(status) = &self.status else { return trouble.into_iter().collect() };
         let mut lines = vec![Line::styled(

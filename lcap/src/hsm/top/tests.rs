@@ -146,7 +146,7 @@ fn status(done: u64) -> serde_json::Value {
 #[test]
 fn a_frame_of_an_ordinary_terminal_shows_queue_movers_and_actions() {
     let mut top = top([event(EventKind::New, 7, "ARCHIVE", "WAITING")]);
-    let mut queue = QueueView::default();
+    let mut queue = QueueView::new(Duration::from_secs(2));
     let start = Instant::now();
     queue.take(status(100), start);
     queue.take(status(300), start + Duration::from_secs(2));
@@ -173,6 +173,11 @@ fn a_frame_of_an_ordinary_terminal_shows_queue_movers_and_actions() {
     assert!(lines[14].starts_with(" MDT          ACTION   STATUS"), "{text}");
     assert!(lines[15].contains("ARCHIVE  WAITING             1        +1"), "{text}");
     assert_eq!(lines[23], KEYS, "{text}");
+    // Nobody answers any more.
+    let long_ago = Instant::now().checked_sub(Duration::from_secs(7)).unwrap();
+    top.queue.iter_mut().for_each(|queue| queue.take(status(300), long_ago));
+    let text = screen::as_text(80, 24, |frame| top.draw(frame, true)).unwrap();
+    assert!(text.contains(" queue: no answer for 7s; this is how it was"), "{text}");
     // The queue alone, then the actions alone.
     top.key(KeyCode::Char('v'));
     let text = screen::as_text(80, 24, |frame| top.draw(frame, true)).unwrap();
@@ -188,7 +193,7 @@ fn many_movers_leave_room_and_can_be_scrolled_through() {
     let clients: Vec<serde_json::Value> = (10..50)
         .map(|n| serde_json::json!({"client_id": format!("m{n}"), "status": "ready"}))
         .collect();
-    let mut queue = QueueView::default();
+    let mut queue = QueueView::new(Duration::from_secs(2));
     queue.take(serde_json::json!({"clients": clients}), Instant::now());
     top.queue = Some(queue);
     top.tick(Instant::now());
