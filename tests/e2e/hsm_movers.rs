@@ -172,9 +172,31 @@ fn campaign(seed: u64, rounds: u32) {
                 tools[at] = Some(fs.copytool(&format!("m{at}"), args[at]));
             }
             3 => {
-                let at = usize::try_from(rng.below(cookies.len() as u64)).unwrap();
-                fs.mdt(&["cancel", &cookies[at].to_string()]);
-                cancelled += 1;
+                // As a rule of what has just been asked for; now and then somebody dies at the same time.
+                let n = usize::try_from(1 + rng.below(4)).unwrap();
+                let recent = if rng.below(8) == 0 { cookies.len() as u64 } else { 16 };
+                for _ in 0..n {
+                    let back = rng.below(recent.min(cookies.len() as u64));
+                    let at = cookies.len() - 1 - usize::try_from(back).unwrap();
+                    fs.mdt(&["cancel", &cookies[at].to_string()]);
+                    cancelled += 1;
+                }
+                match rng.below(4) {
+                    0 => {
+                        lcapd.kill();
+                        lcapds += 1;
+                        lcapd = fs.lcapd();
+                    }
+                    1 => {
+                        let at = usize::try_from(rng.below(3)).unwrap();
+                        if let Some(tool) = tools[at].take() {
+                            tool.kill();
+                            movers += 1;
+                        }
+                        tools[at] = Some(fs.copytool(&format!("m{at}"), args[at]));
+                    }
+                    _ => {}
+                }
             }
             _ => {}
         }

@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::time::Duration;
 
-use lcap_tests::daemon::{free_port, wait_until_or};
+use lcap_tests::daemon::{PATIENCE, free_port, wait_until_or};
 use lcap_tests::hsm::{FileSystem, Process};
 use lcap_tests::secured::Secured;
 use lcapclient::KeyPair;
@@ -11,7 +11,8 @@ use lcapclient::mover::MoverBuilder;
 use rustix::io::Errno;
 use rustix::process::Signal;
 
-/// A file system whose lcapd wants keys, and `m1`, `m2` (movers) and `reader` (none) on its list.
+/// A file system whose lcapd wants keys, and on its list `m1` and `m2` (movers), `bound` (the mover `own`), and
+/// `reader` (none).
 fn secured() -> (FileSystem, Secured) {
     let mut fs = FileSystem::default();
     fs.movers = format!("tcp://127.0.0.1:{}", free_port());
@@ -21,6 +22,7 @@ fn secured() -> (FileSystem, Secured) {
     for mover in ["m1", "m2"] {
         secured.allow(mover, "mover = true");
     }
+    secured.allow("bound", "mover = [\"own\"]");
     secured.allow("reader", "read = [\"changelog\"]");
     secured.stranger("stranger");
     fs.options = format!(
@@ -94,6 +96,16 @@ fn movers_need_the_right_keys() {
     assert_eq!((action.fid.oid, &*action.data), (200, &b"tag=foo"[..]));
     native.refused(action.key(), Errno::IO.raw_os_error());
     fs.wait_for("it has failed", |s| s["failed"] == 4);
+    // A key that is bound to a name is of no use for another, not even one whose mover is away.
+    drop(native);
+    let bound = |name: &str| {
+        let builder = MoverBuilder::new().servers(&fs.movers).name(name).patience(PATIENCE);
+        builder.keys(&right, Some(file("bound"))).connect()
+    };
+    let error = bound("rust").unwrap_err();
+    assert_eq!(error.errno(), Errno::ACCESS.raw_os_error(), "{error}");
+    assert!(error.to_string().contains("client bound may not be the mover rust"), "{error}");
+    bound("own").unwrap();
 }
 
 #[test]

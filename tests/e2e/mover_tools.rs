@@ -103,7 +103,7 @@ fn who_is_drained_finishes_and_gets_nothing_new() {
     assert_eq!(m1.recv(Some(SHORT)).unwrap(), None);
     assert!(lcap(&fs, &["hsm", "queue", "unlock", "--archive-id", "2"]).0);
     end(&m1, &next(&m1));
-    fs.wait_for("all are over", |s| s["failed"] == 12);
+    fs.wait_for("all are over", |s| s["failed"] == 13);
     assert!(lcapd.terminate());
 }
 

@@ -45,6 +45,16 @@ impl MoverSocket {
         Arc::clone(&self.revoked)
     }
 
+    /// Who may be a mover.
+    pub fn access(&self) -> &Access {
+        &self.access
+    }
+
+    /// The name of a peer's client, where there are names.
+    pub fn client_of(&self, peer: &Peer) -> Option<&str> {
+        self.clients.get(peer).map(|client| &**client)
+    }
+
     /// The next message of who may be a mover: from whom, and its frames. `None` if there is none now.
     pub fn receive(&mut self) -> Option<(Peer, Vec<Vec<u8>>)> {
         loop {
@@ -93,12 +103,13 @@ impl MoverSocket {
         }
         let access = &self.access;
         self.clients.retain(|peer, client| {
-            let may = access.may_move(client);
+            // Those that are gone for another reason are of no interest either.
+            let Some(name) = movers.name_of(peer) else { return false };
+            let may = access.may_be_mover(Some(client), &name);
             if !may {
                 movers.revoke(queue, peer, now);
             }
-            // Those that are gone for another reason are of no interest either.
-            may && movers.knows(peer)
+            may
         });
     }
 }

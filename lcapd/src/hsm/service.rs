@@ -536,7 +536,8 @@ impl Service {
         socket.revoke(&mut core.movers, &mut core.queue, now);
         for _ in 0..BURST {
             let Some((peer, frames)) = socket.receive() else { return false };
-            core.movers.on_message(&mut core.queue, &peer, &frames, now);
+            let from = (&peer, socket.client_of(&peer));
+            core.movers.on_message_of(&mut core.queue, from, &frames, now);
         }
         true
     }

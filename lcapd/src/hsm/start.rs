@@ -127,6 +127,9 @@ pub fn build(
     let keep_alive = opened.copytool.as_ref().map(|_| hsm.entrances.keep_alive);
     let mut core = Core::new(queue, opened.movers, opened.json, opened.mdt, keep_alive, now);
     core.workers = Workers::new(hsm.lease);
+    if let Some(socket) = &socket {
+        core.movers.set_access(socket.access().clone());
+    }
     let reports = hsm.reports.as_ref().map(|settings| {
         let (sender, lines) = reports::lines();
         core.add_observer(reports::observer(settings.hint.clone(), sender));
