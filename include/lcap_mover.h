@@ -98,7 +98,9 @@ struct lcap_mover;
  *
  * \retval 0           started; a lost connection is mended without the program's knowledge
  * \retval -EINVAL     an option is wrong, or lcapd serves another file system
- * \retval -ETIMEDOUT  lcapd did not answer in time, or another mover of that name lives
+ * \retval -EACCES     lcapd knows no mover with this key
+ * \retval -ETIMEDOUT  lcapd did not answer in time (as with a wrong LCAP_SERVER_KEY), or another mover of that
+ *                     name lives
  */
 int lcap_mover_start(struct lcap_mover **mover, const struct lcap_mover_options *options);
 

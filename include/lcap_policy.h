@@ -233,12 +233,13 @@ __attribute__((visibility("default")))
 const struct lcap_policy_ops *lcap_policy_entry(void);
 
 /**
- * \name Placers: modules that choose the mover of an HSM request
+ * \name Placers: modules that choose the mover of an HSM request, and its turn
  *
  * Another kind of module, which exports lcap_placer_entry(). `[hsm] placer` of the configuration names it, the
  * actions that it is asked about, and how long a request waits for its answer; after that, any mover may have it. It
  * runs on a thread of its own, so it may block (ask a tape library, say): requests are placed one after the other,
- * while the queue goes on.
+ * while the queue goes on. A module that has not answered at all for that time is not asked, and nothing waits for it,
+ * until it answers again.
  */
 /**@{*/
 /** Version of this contract. */
@@ -269,6 +270,18 @@ struct lcap_place_request {
 	const char *fsname;  /**< the file system */
 };
 
+/** Room for the name of a mover, with its NUL. */
+#define LCAP_PLACE_HOST_SIZE 256
+
+/** What plan() decides. Fields are only appended; `size` says up to where the host reads. */
+struct lcap_place_plan {
+	uint32_t size; /**< sizeof(struct lcap_place_plan) at the host */
+	int32_t rank;  /**< its turn: of the requests of one kind and share, those of a lower rank go first, and of one
+	                    rank the oldest. 0 unless said, as for requests that nobody was asked about. Of fair shares
+	                    (`share_by`), each still has its own turn */
+	char host[LCAP_PLACE_HOST_SIZE]; /**< zeroed; the name of the mover, as for place() */
+};
+
 /** The table of a placer. It must stay valid and unchanged as long as the library is loaded. */
 struct lcap_placer_ops {
 	uint32_t abi;     /**< LCAP_PLACER_ABI that the module was built with */
@@ -290,7 +303,7 @@ struct lcap_placer_ops {
 	void (*destroy)(void *state);
 
 	/**
-	 * Chooses the mover of a request.
+	 * Chooses the mover of a request. NULL if there is plan().
 	 *
 	 * \param[in]  movers     names of the movers that are there, `n_movers` of them
 	 * \param[out] host       zeroed; the name of the mover, with a NUL. It need not be there: the request waits
@@ -301,6 +314,20 @@ struct lcap_placer_ops {
 	 */
 	int (*place)(void *state, const struct lcap_place_request *request, const char *const *movers,
 		     size_t n_movers, char *host, size_t host_size);
+
+	/* What follows need not be there: `size` of a module that was built before tells. */
+
+	/**
+	 * Chooses the mover of a request and its turn; is asked instead of place(). NULL: place() is asked.
+	 *
+	 * \param[in]     movers  as for place()
+	 * \param[in,out] plan    `size` is set, everything else is 0; `rank` counts with both answers, `host` with
+	 *                        LCAP_PLACE_HOST
+	 *
+	 * \return LCAP_PLACE_HOST, LCAP_PLACE_ANYWHERE, or a negative errno: then neither counts
+	 */
+	int (*plan)(void *state, const struct lcap_place_request *request, const char *const *movers,
+		    size_t n_movers, struct lcap_place_plan *plan);
 };
 
 /**

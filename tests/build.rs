@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
-    println!("cargo::rustc-check-cfg=cfg(no_tmpfs)");
+    println!("cargo::rustc-check-cfg=cfg(no_tmpfs, no_chown)");
     let out = env::var_os("OUT_DIR").unwrap_or_default();
     if !can_mount(&Path::new(&out).join("tmpfs")) {
         println!(
@@ -16,6 +16,14 @@ fn main() {
         );
         println!("cargo::rustc-cfg=no_tmpfs");
     }
+    let file = Path::new(&out).join("owned");
+    if fs::write(&file, "").and_then(|()| std::os::unix::fs::chown(&file, Some(1), None)).is_err() {
+        println!(
+            "cargo::warning=no right to change owners here: tests of shares by user are ignored"
+        );
+        println!("cargo::rustc-cfg=no_chown");
+    }
+    let _ = fs::remove_file(&file);
 }
 
 fn can_mount(at: &Path) -> bool {

@@ -1,4 +1,4 @@
-//! Modules that choose the mover of an HSM request: `struct lcap_placer_ops` of `lcap_policy.h`.
+//! Modules that choose the mover of an HSM request, and its turn: `struct lcap_placer_ops` of `lcap_policy.h`.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::fmt;
@@ -13,7 +13,9 @@ use crate::name::Fid;
 pub const ABI: u32 = 1;
 /// Longest name of a mover, with its NUL.
 const NAME_BYTES: usize = 256;
-/// What `place` answers if any mover will do.
+/// The module has named a mover.
+const HOST: c_int = 0;
+/// Any mover will do.
 const ANYWHERE: c_int = 1;
 
 /// `struct lcap_place_request`.
@@ -35,7 +37,32 @@ struct CRequest {
     fsname: *const c_char,
 }
 
+/// `struct lcap_place_plan`.
+#[repr(C)]
+struct CPlan {
+    size: u32,
+    rank: i32,
+    host: [u8; NAME_BYTES],
+}
+
+type PlaceFn = unsafe extern "C" fn(
+    *mut c_void,
+    *const CRequest,
+    *const *const c_char,
+    usize,
+    *mut c_char,
+    usize,
+) -> c_int;
+type PlanFn = unsafe extern "C" fn(
+    *mut c_void,
+    *const CRequest,
+    *const *const c_char,
+    usize,
+    *mut CPlan,
+) -> c_int;
+
 /// `struct lcap_placer_ops`.
+#[derive(Clone, Copy)]
 #[repr(C)]
 struct COps {
     abi: u32,
@@ -43,17 +70,12 @@ struct COps {
     name: *const c_char,
     create: Option<unsafe extern "C" fn(*const c_char, *mut *mut c_void) -> c_int>,
     destroy: Option<unsafe extern "C" fn(*mut c_void)>,
-    place: Option<
-        unsafe extern "C" fn(
-            *mut c_void,
-            *const CRequest,
-            *const *const c_char,
-            usize,
-            *mut c_char,
-            usize,
-        ) -> c_int,
-    >,
+    place: Option<PlaceFn>,
+    plan: Option<PlanFn>,
 }
+
+/// A table of the first release ends here.
+const LEAST_OPS: usize = std::mem::offset_of!(COps, plan);
 
 // Frozen: lcap_policy.h says the same.
 const _: () = {
@@ -62,8 +84,11 @@ const _: () = {
     assert!(offset_of!(CRequest, fid_oid) == 32 && offset_of!(CRequest, uid) == 40);
     assert!(offset_of!(CRequest, project) == 48 && offset_of!(CRequest, data) == 56);
     assert!(size_of::<CRequest>() == 56 + 2 * size_of::<usize>());
+    assert!(offset_of!(CPlan, rank) == 4 && offset_of!(CPlan, host) == 8);
+    assert!(size_of::<CPlan>() == 264);
     assert!(offset_of!(COps, name) == 8 && offset_of!(COps, create) == 8 + size_of::<usize>());
-    assert!(size_of::<COps>() == 8 + 4 * size_of::<usize>());
+    assert!(LEAST_OPS == 8 + 4 * size_of::<usize>());
+    assert!(size_of::<COps>() == 8 + 5 * size_of::<usize>());
 };
 
 /// What a module is told of a request.
@@ -85,6 +110,15 @@ pub struct PlaceRequest {
     pub fsname: CString,
 }
 
+/// What a module decides.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// The mover; `None`: any will do.
+    pub host: Option<String>,
+    /// Those of a lower one go first.
+    pub rank: i32,
+}
+
 /// Why a module cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -104,7 +138,7 @@ pub enum PlacerError {
 
 /// A loaded module, made for one thread at a time. Its code stays mapped until the process ends.
 pub struct Placer {
-    ops: &'static COps,
+    ops: COps,
     state: *mut c_void,
     name: String,
 }
@@ -134,16 +168,38 @@ impl Placer {
         let entry = entry.map_err(|_| open("it has no lcap_placer_entry()".to_owned()))?;
         // SAFETY: the contract: callable once the library is loaded.
         let table = unsafe { entry() };
-        // SAFETY: null, or a table that is valid while the library is loaded, which it is for ever (below).
-        let ops: &'static COps =
-            unsafe { table.as_ref() }.ok_or_else(|| open("it cannot work here".to_owned()))?;
+        if table.is_null() {
+            return Err(open("it cannot work here".to_owned()));
+        }
         std::mem::forget(library);
-        let known = u32::try_from(size_of::<COps>()).unwrap_or(u32::MAX);
-        if ops.abi != ABI || ops.size < known || ops.place.is_none() {
-            let (abi, size) = (ops.abi, ops.size);
+        // SAFETY: not null, so a table that is valid while the library is loaded, which it is for ever; every table
+        // has these two.
+        let (abi, size) = unsafe { ((*table).abi, (*table).size as usize) };
+        if abi != ABI || size < LEAST_OPS {
             return Err(open(format!(
-                "its table has ABI {abi} and {size} bytes, not {ABI} and {known}"
+                "its table has ABI {abi} and {size} bytes, not {ABI} and {LEAST_OPS} or more"
             )));
+        }
+        // What a shorter table lacks is absent here; what a longer one has more is not known here.
+        let mut ops = COps {
+            abi,
+            size: 0,
+            name: ptr::null(),
+            create: None,
+            destroy: None,
+            place: None,
+            plan: None,
+        };
+        // SAFETY: as many bytes as both have; a part of a table that was left zeroed is a null pointer or `None`.
+        unsafe {
+            ptr::copy_nonoverlapping(
+                table.cast::<u8>(),
+                (&raw mut ops).cast::<u8>(),
+                size.min(size_of::<COps>()),
+            );
+        }
+        if ops.place.is_none() && ops.plan.is_none() {
+            return Err(open("its table has neither place() nor plan()".to_owned()));
         }
         let mut state = ptr::null_mut();
         if let Some(create) = ops.create {
@@ -167,16 +223,15 @@ impl Placer {
         &self.name
     }
 
-    /// Asks for the mover of a request; `None`: any will do.
+    /// Asks for the mover of a request, and its turn.
     ///
     /// # Errors
-    /// The module's, or `EINVAL` if what it answers is no name.
-    pub fn place(
+    /// The module's, or `EINVAL` if what it answers is no answer.
+    pub fn plan(
         &mut self,
         request: &PlaceRequest,
         movers: &[CString],
-    ) -> Result<Option<String>, std::io::Error> {
-        let place = self.ops.place.ok_or(std::io::ErrorKind::Unsupported)?;
+    ) -> Result<Plan, std::io::Error> {
         let [uid, gid, project] = request.owner;
         let asked = CRequest {
             size: u32::try_from(size_of::<CRequest>()).unwrap_or(u32::MAX),
@@ -195,29 +250,34 @@ impl Placer {
             fsname: request.fsname.as_ptr(),
         };
         let names: Vec<*const c_char> = movers.iter().map(|name| name.as_ptr()).collect();
-        let mut host = [0_u8; NAME_BYTES];
-        // SAFETY: `state` came from this table's `create`; `&mut self` rules out a second caller; everything pointed
-        // to outlives the call, and `host` has the room that is said.
-        let rc = unsafe {
-            place(
-                self.state,
-                &raw const asked,
-                names.as_ptr(),
-                names.len(),
-                host.as_mut_ptr().cast(),
-                host.len(),
-            )
-        };
-        match rc {
-            ANYWHERE => Ok(None),
-            0 => {
-                let name =
-                    CStr::from_bytes_until_nul(&host).ok().and_then(|name| name.to_str().ok());
-                let name = name.filter(|name| !name.is_empty());
-                name.map(|name| Some(name.to_owned()))
-                    .ok_or(std::io::ErrorKind::InvalidInput.into())
+        let size = u32::try_from(size_of::<CPlan>()).unwrap_or(u32::MAX);
+        let mut plan = CPlan { size, rank: 0, host: [0; NAME_BYTES] };
+        let (asked, state) = (&raw const asked, self.state);
+        let (names, n_names) = (names.as_ptr(), names.len());
+        let rc = match (self.ops.plan, self.ops.place) {
+            // SAFETY: `state` came from this table's `create`; `&mut self` rules out a second caller; everything
+            // pointed to outlives the call, and `plan` is as large as it says.
+            (Some(ask), _) => unsafe { ask(state, asked, names, n_names, &raw mut plan) },
+            (None, Some(ask)) => {
+                let (host, room) = (plan.host.as_mut_ptr().cast(), plan.host.len());
+                // SAFETY: as above; `host` has the room that is said.
+                unsafe { ask(state, asked, names, n_names, host, room) }
             }
-            rc => Err(std::io::Error::from_raw_os_error(rc.saturating_abs())),
+            (None, None) => return Err(std::io::ErrorKind::Unsupported.into()),
+        };
+        let rank = plan.rank;
+        let no_answer = || std::io::Error::from_raw_os_error(libc::EINVAL);
+        match rc {
+            HOST => {
+                let name = CStr::from_bytes_until_nul(&plan.host).ok();
+                let name = name.and_then(|name| name.to_str().ok()).filter(|name| !name.is_empty());
+                let host = Some(name.ok_or_else(no_answer)?.to_owned());
+                Ok(Plan { host, rank })
+            }
+            ANYWHERE => Ok(Plan { host: None, rank }),
+            // An errno as the kernel has them.
+            -4095..=-1 => Err(std::io::Error::from_raw_os_error(-rc)),
+            _ => Err(no_answer()),
         }
     }
 }

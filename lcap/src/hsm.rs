@@ -9,6 +9,7 @@ mod queue;
 mod stats;
 mod status;
 mod tail;
+mod take;
 mod top;
 mod watch;
 mod worker;

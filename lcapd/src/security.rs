@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod doorman;
+pub mod taken;
 pub mod zap;
 
 use std::collections::HashMap;
@@ -18,11 +19,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use lcap_wire::control::Op;
-use lcap_wire::hsm_queue::HsmOp;
+use lcap_wire::hsm_queue::{Fetch, HsmOp, Report};
 use lcap_wire::z85::Key;
 use lcapclient::KeyPair;
 use serde::Deserialize;
 use tracing::{info, warn};
+
+use self::taken::Taken;
 
 /// `[security]` of the configuration.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
@@ -90,6 +93,20 @@ impl<'de> Deserialize<'de> for Names {
     }
 }
 
+/// Names of movers: none, all, or some.
+fn movers<'de, D: serde::Deserializer<'de>>(de: D) -> Result<Names, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "true, false, or a list of movers' names")]
+    enum Raw {
+        All(bool),
+        Some(Vec<String>),
+    }
+    Ok(match Raw::deserialize(de)? {
+        Raw::All(all) => Names { all, names: Vec::new() },
+        Raw::Some(names) => Names { all: names.iter().any(|name| name == "*"), names },
+    })
+}
+
 /// `[[client]]` of the allow-list.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -100,8 +117,8 @@ struct RawClient {
     read: Names,
     #[serde(default)]
     readers: Names,
-    #[serde(default)]
-    mover: bool,
+    #[serde(default, deserialize_with = "movers")]
+    mover: Names,
     #[serde(default)]
     admin: bool,
 }
@@ -119,7 +136,7 @@ struct Client {
     key: Key,
     read: Names,
     readers: Names,
-    mover: bool,
+    mover: Names,
     admin: bool,
 }
 
@@ -129,7 +146,11 @@ impl Client {
     }
 
     fn may_move(&self) -> bool {
-        self.admin || self.mover
+        self.admin || !self.mover.is_empty()
+    }
+
+    fn may_be_mover(&self, name: &str) -> bool {
+        self.admin || self.mover.contain(name)
     }
 
     fn may_be(&self, reader: &str) -> bool {
@@ -229,6 +250,8 @@ pub struct Access {
     clients: Option<Arc<RwLock<Arc<Clients>>>>,
     /// What was refused, and why.
     pub refusals: Arc<Refusals>,
+    /// Messages taken, by connection.
+    pub taken: Taken,
 }
 
 impl Access {
@@ -263,6 +286,24 @@ impl Access {
             Domain::Movers => client.may_move(),
         };
         may.then(|| name.clone())
+    }
+
+    /// Whether only those on a list may do anything.
+    pub fn has_list(&self) -> bool {
+        self.clients.is_some()
+    }
+
+    /// Whether a client may go on being a mover.
+    pub fn may_move(&self, name: &str) -> bool {
+        let Some(clients) = self.now() else { return true };
+        clients.by_name.get(name).is_some_and(Client::may_move)
+    }
+
+    /// Whether a client may be the mover, or worker, of a name.
+    pub fn may_be_mover(&self, client: Option<&str>, mover: &str) -> bool {
+        let Some(clients) = self.now() else { return true };
+        let client = client.and_then(|client| clients.by_name.get(client));
+        client.is_some_and(|client| client.may_be_mover(mover))
     }
 
     /// Whether a client may go on reading a stream as a reader.
@@ -301,8 +342,10 @@ impl Access {
                 let sees = client.admin || !client.read.is_empty();
                 (!sees).then(|| "see the state of streams".to_owned())
             }
-            Op::Hsm(HsmOp::Fetch(_) | HsmOp::Report(_)) => {
-                (!client.may_move()).then(|| "take HSM requests".to_owned())
+            Op::Hsm(HsmOp::Fetch(Fetch { worker, .. }) | HsmOp::Report(Report { worker, .. })) => {
+                let name = &worker.worker;
+                let as_whom = || format!("take HSM requests as {name}");
+                (!client.may_be_mover(name)).then(as_whom)
             }
             // What is new is for administrators until somebody decides otherwise.
             _ => (!client.admin).then(|| "administer lcapd".to_owned()),

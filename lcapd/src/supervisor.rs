@@ -35,6 +35,7 @@ use crate::figures::{self, Figures, ServerStats, StreamFigures};
 use crate::follower::Follower;
 use crate::health::{StatusPort, status_port};
 use crate::hsm;
+use crate::hsm::mover_socket::MoverSocket;
 use crate::hsm::service::Handle as HsmQueue;
 use crate::http::Http;
 use crate::last_read::{self, LastRead};
@@ -140,6 +141,7 @@ pub struct Daemon {
     engine_status: StatusPort,
     security: Option<Arc<Security>>,
     revoked: Revoked,
+    hsm: Option<HsmQueue>,
 }
 
 /// Whom to tell that somebody may do less than before.
@@ -147,7 +149,7 @@ pub struct Daemon {
 struct Revoked {
     outcomes: Sender<Outcome>,
     engine: Waker,
-    publishers: Vec<(Arc<AtomicBool>, Waker)>,
+    sockets: Vec<(Arc<AtomicBool>, Waker)>,
 }
 
 /// Threads that are stopped together.
@@ -301,7 +303,7 @@ impl Daemon {
                 max_lag: stream.max_lag,
             });
         }
-        let hsm = HsmActions::start(config, &mut intake)?;
+        let hsm = HsmActions::start(config, lease, &mut intake)?;
         let units = units(config, &hsm)?;
         let mdt_setups: Vec<MdtSetup> = units.iter().map(Unit::setup).collect();
         let settings = Settings {
@@ -348,7 +350,7 @@ impl Daemon {
             let log = match mdt.kind {
                 StreamKind::Changelog => {
                     let path = config.server.state_dir.join("last-read").join(&key);
-                    let (file, kept) = last_read::open(&path)
+                    let (file, kept) = last_read::open(&path, lease.is_needed())
                         .with_context(|| format!("what was read last, in {}", path.display()))?;
                     let known = last_read::known(&kept, &tail, generation);
                     new(known.clone()).noting(LastRead::new(generation, known, Box::new(file)))
@@ -404,7 +406,7 @@ impl Daemon {
 
         let taps: Vec<Taps> = config.streams.iter().map(|_| Taps::default()).collect();
         let mut publishers = publishers.into_iter();
-        let mut publishers_to_tell = Vec::new();
+        let mut to_tell = Vec::new();
         let (mut workers, mut live) = (Vec::new(), Vec::new());
         for (stream_at, (stream, policies)) in config.streams.iter().zip(&policies).enumerate() {
             let publisher = match stream.delivery {
@@ -420,7 +422,7 @@ impl Daemon {
                     };
                     let (to_publisher, revoked) =
                         start_publisher(&mut outlet, broadcast, epoch, &mdts)?;
-                    publishers_to_tell.push((revoked, to_publisher.1.clone()));
+                    to_tell.push((revoked, to_publisher.1.clone()));
                     Some(to_publisher)
                 }
                 Delivery::Queue => None,
@@ -541,17 +543,19 @@ impl Daemon {
             waker: engine_waker.clone(),
             running: Arc::default(),
         };
-        let secure = |socket: &zmq::Socket| gate.protect(socket, &Domain::Movers);
+        let movers = open_movers(&mut gate, &context, config, &access)?;
+        let revoked_movers = movers.as_ref().map(MoverSocket::revoked);
         let host = hsm::entrances::Host {
             loader: &loader,
-            context: &context,
-            secure: &secure,
             lease,
             epoch,
             stop_intake: Arc::clone(&intake.stop),
             stop: Arc::clone(&outlet.stop),
         };
-        let hsm = start_hsm(&mut intake, &mut outlet, config, &hsm, &host, &metrics)?;
+        let hsm = start_hsm(&mut intake, &mut outlet, config, (&hsm, movers), &host, &metrics)?;
+        let to_hsm = revoked_movers.zip(hsm.as_ref().map(|queue| queue.waker().clone()));
+        to_tell.extend(to_hsm);
+        let hsm_queue = hsm.clone();
         gate.start(&mut watch)?;
         let server_stats = Arc::new(ServerStats::default());
         let names = config.streams.iter().map(|stream| stream.name.clone());
@@ -594,8 +598,7 @@ impl Daemon {
             waker: engine_waker.clone(),
             stop: Arc::clone(&core.stop),
         };
-        let revoked =
-            Revoked { outcomes, engine: engine_waker.clone(), publishers: publishers_to_tell };
+        let revoked = Revoked { outcomes, engine: engine_waker.clone(), sockets: to_tell };
         core.wakers.push(engine_waker);
         core.spawn("engine", move || server.run())?;
         info!(
@@ -618,6 +621,7 @@ impl Daemon {
             engine_status,
             security,
             revoked,
+            hsm: hsm_queue,
         })
     }
 
@@ -657,12 +661,22 @@ impl Daemon {
         if security.reload()? {
             let _ = self.revoked.outcomes.send(Outcome::Revoked);
             self.revoked.engine.wake();
-            for (revoked, publisher) in &self.revoked.publishers {
+            for (revoked, thread) in &self.revoked.sockets {
                 revoked.store(true, Ordering::Relaxed);
-                publisher.wake();
+                thread.wake();
             }
         }
         Ok(())
+    }
+
+    /// Goes by other limits, orders and times of the queue of HSM requests from now on.
+    pub fn reload_hsm(&self, config: &Config) {
+        let (Some(queue), Some(hsm)) = (&self.hsm, &config.hsm) else { return };
+        let (settings, entrances) = (hsm.queue.clone(), hsm.entrances.clone());
+        queue.call(move |core, _| {
+            core.queue.set_limits(&settings);
+            core.movers.set_graces(entrances.grace, entrances.graces);
+        });
     }
 
     /// Stops everything and waits for it.
@@ -738,15 +752,18 @@ struct HsmMdt {
 
 impl HsmActions {
     /// Begins to read the lists of the MDTs, if there is a stream for that.
-    fn start(config: &Config, intake: &mut Stage) -> Result<Self> {
+    fn start(config: &Config, lease: &Lease, intake: &mut Stage) -> Result<Self> {
         let mut hsm = Self::default();
         if !config.streams.iter().any(|stream| stream.kind == StreamKind::Hsm) {
             return Ok(hsm);
         }
+        let journal = |dir: &Path| {
+            Journal::taken_over(dir, config.server.hsm_max_events, lease.clone()).map(Arc::new)
+        };
         for mdt in &config.mdts {
             let Some(place) = mdt.hsm_place() else { continue };
             let dir = config.server.state_dir.join("hsm").join(mdt.name.as_str());
-            let journal = Arc::new(Journal::open(&dir, config.server.hsm_max_events)?);
+            let journal = journal(&dir)?;
             let waker = Waker::new()?;
             let due = Due::new(waker.clone());
             let stats = Arc::new(PollerStats::default());
@@ -772,7 +789,7 @@ impl HsmActions {
         }
         for name in config.request_mdts() {
             let dir = config.server.state_dir.join("hsm").join(name.as_str());
-            let journal = Arc::new(Journal::open(&dir, config.server.hsm_max_events)?);
+            let journal = journal(&dir)?;
             let (place, stats) = ("requests of lcapd".to_owned(), PollerStats::here());
             hsm.mdts.push(HsmMdt { name, place, journal, due: None, stats: Arc::new(stats) });
         }
@@ -941,17 +958,35 @@ fn start_publisher(
     Ok(((messages, waker), revoked))
 }
 
+/// Where movers connect, if they may.
+fn open_movers(
+    gate: &mut Gate,
+    context: &zmq::Context,
+    config: &Config,
+    access: &Access,
+) -> Result<Option<MoverSocket>> {
+    let hsm = config.hsm.as_ref();
+    let Some(endpoint) = hsm.and_then(|hsm| hsm.entrances.movers.as_deref()) else {
+        return Ok(None);
+    };
+    let socket = hsm::service::router(context)?;
+    let (socket, bound) = gate.open(context, socket, &Domain::Movers, endpoint)?;
+    info!(endpoint = bound, "movers are served");
+    Ok(Some(MoverSocket::new(socket, Door::of_endpoint(&bound), access.clone())))
+}
+
 /// The queue of HSM requests, and what fills it, if there is to be one.
 fn start_hsm(
     intake: &mut Stage,
     outlet: &mut Stage,
     config: &Config,
-    actions: &HsmActions,
+    (actions, movers): (&HsmActions, Option<MoverSocket>),
     host: &hsm::entrances::Host<'_>,
     metrics: &Metrics,
 ) -> Result<Option<HsmQueue>> {
     let Some(hsm) = &config.hsm else { return Ok(None) };
-    let started = hsm::start::build(hsm, &config.server.state_dir, actions.of_requests(), host)?;
+    let state_dir = &config.server.state_dir;
+    let started = hsm::start::build(hsm, state_dir, actions.of_requests(), movers, host)?;
     let spooled = started.intake.as_ref().map(|spool| Arc::clone(&spool.stats));
     let lustre = started.copytool.as_ref().map(|(intake, _)| Arc::clone(&intake.shared));
     hsm::figures::register(metrics, started.queue.clone(), spooled, lustre);

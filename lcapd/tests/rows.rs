@@ -1,5 +1,5 @@
-//! The table of what coordinatool did wrong and what it tests, in tests/README.md: no number is missing, and what is
-//! named there is a test.
+//! The tables of what coordinatool did wrong, what it tests and what it can do, in tests/README.md: no number is
+//! missing, and what is named there is a test.
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used)] // a failed unwrap is a failed test
 
@@ -23,7 +23,9 @@ fn tests() -> BTreeSet<String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut files = Vec::new();
     sources(&root.join("src/hsm"), &mut files);
+    sources(&root.join("tests"), &mut files);
     sources(&root.join("../tests/e2e"), &mut files);
+    sources(&root.join("../lcap/src/hsm"), &mut files);
     let mut names = BTreeSet::new();
     for file in files {
         let text = fs::read_to_string(file).unwrap();
@@ -56,7 +58,9 @@ fn every_fault_and_row_of_the_original_has_a_test_by_name() {
             there.insert(number.to_owned());
         }
     }
-    let faults = (1..=15).map(|n| format!("B{n}")).chain((1..=11).map(|n| format!("S{n}")));
+    let numbered = |letter: &'static str, n: u32| (1..=n).map(move |n| format!("{letter}{n}"));
+    let faults = numbered("B", 15).chain(numbered("S", 11)).chain(numbered("O", 12));
+    let faults = faults.chain(numbered("F", 41));
     let rows = (0..=15).chain(30..=32).chain(40..=42).chain(50..=52).chain(60..=63);
     for number in faults.chain(rows.map(|n| format!("{n:02}"))) {
         assert!(there.contains(&number), "{number} is missing");

@@ -28,6 +28,8 @@ pub use session::{Mover, MoverBuilder};
 const GREETING: Duration = Duration::from_secs(5);
 /// Between two hellos that were refused, or not answered.
 const PAUSE: Duration = Duration::from_secs(1);
+/// The same, if lcapd does not want the mover's key: somebody has to change a list.
+const UNWELCOME: Duration = Duration::from_secs(5);
 /// lcapd is silent for so many heartbeats: the connection is made anew.
 const SILENCE: u32 = 4;
 
@@ -234,6 +236,13 @@ impl Protocol {
         }
     }
 
+    /// lcapd knows this mover's key, and does not want it. The connection is to be given up.
+    pub fn on_unwelcome(&mut self, now: Instant) {
+        let error = "this client's key is not that of a mover, says lcapd: the list of clients there \
+                     (`clients` of [security]) needs it, with `mover = true`";
+        self.refused(libc::EACCES, error.to_owned(), now);
+    }
+
     fn greet(&mut self, now: Instant) {
         self.state = State::Greeting(now);
         self.attempt += 1;
@@ -361,7 +370,8 @@ impl Protocol {
         // was welcome before may be right again after lcapd's next restart.
         if errno == libc::EEXIST || self.was_open {
             tracing::warn!(error, "lcapd refuses this mover, will try again");
-            self.state = State::Paused(now + PAUSE);
+            let pause = if errno == libc::EACCES { UNWELCOME } else { PAUSE };
+            self.state = State::Paused(now + pause);
         } else {
             self.state = State::Failed;
             let refused = ClientError::Refused { endpoint: "lcapd".to_owned(), errno, error };

@@ -3,16 +3,18 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+use lcapclient::mover::{Mover, MoverBuilder};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-use crate::daemon::PATIENCE;
+use crate::daemon::{PATIENCE, wait_until_or};
 use crate::programs::{library, program};
 
 /// The stand-in's library, its administrator's program, and the copytool.
@@ -38,17 +40,26 @@ fn built() -> &'static Path {
             std::os::unix::fs::symlink("liblustreapi.so.1", at("liblustreapi.so")).expect("a link");
             let folder = format!("-L{}", dir.path().display());
             cc("tests/c/copytool.c", &at("copytool"), &[&folder, "-llustreapi"]);
+            let ours = library("liblcapclient.so");
+            std::os::unix::fs::symlink(&ours, at("liblcapclient.so.1")).expect("a link");
+            let ours = ours.parent().expect("a folder").display();
+            let (include, folder) = (root().join("include"), format!("-L{ours}"));
+            let include = format!("-I{}", include.display());
+            cc("tests/c/mover.c", &at("mover"), &[&*include, &folder, "-llcapclient"]);
             Built { dir }
         })
         .dir
         .path()
 }
 
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
 fn cc(source: &str, out: &Path, args: &[&str]) {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let output = Command::new("cc")
         .args(["-std=gnu11", "-Wall", "-Wextra", "-Werror", "-O1", "-g", "-pthread"])
-        .arg(root.join(source))
+        .arg(root().join(source))
         .arg("-o")
         .arg(out)
         .args(args)
@@ -73,6 +84,8 @@ pub struct FileSystem {
     pub server: String,
     /// Further lines of `[hsm]`, and tables after it.
     pub options: String,
+    /// Where movers connect.
+    pub movers: String,
     n_logs: u32,
 }
 
@@ -112,6 +125,22 @@ impl Process {
         let _ = pid.map(|pid| kill_process(pid, signal));
     }
 
+    /// Its exit code, once it ends by itself.
+    ///
+    /// # Panics
+    /// If it does not end.
+    pub fn wait(mut self) -> (Option<i32>, String) {
+        let mut code = None;
+        wait_until_or("it ends", || match self.child.try_wait().expect("wait") {
+            Some(status) => {
+                code = status.code();
+                Ok(())
+            }
+            None => Err(self.log()),
+        });
+        (code, self.log())
+    }
+
     /// Whether it still runs.
     pub fn is_alive(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
@@ -146,7 +175,9 @@ impl FileSystem {
         for name in ["mnt", "archive"] {
             fs::create_dir(dir.path().join(name)).expect("a directory");
         }
-        let fs = Self { dir, server: String::new(), options: String::new(), n_logs: 0 };
+        let movers = format!("ipc://{}/movers", dir.path().display());
+        let (server, options) = (String::new(), String::new());
+        let fs = Self { dir, server, options, movers, n_logs: 0 };
         fs.mdt(&["create", "testfs0", &max_requests.to_string()]);
         fs
     }
@@ -215,14 +246,18 @@ impl FileSystem {
         }
     }
 
-    /// The configuration.
-    fn config(&self) -> PathBuf {
+    /// Writes the configuration.
+    ///
+    /// # Panics
+    /// If it cannot be written.
+    pub fn config(&self) -> PathBuf {
         let path = self.path("lcapd.toml");
         let text = format!(
             "[server]\ncontrol = \"ipc://{dir}/control\"\nstate_dir = \"{dir}/state\"\n{}\n\
-             [hsm]\nmount = \"{dir}/mnt\"\nmovers = \"ipc://{dir}/movers\"\n\
+             [hsm]\nmount = \"{dir}/mnt\"\nmovers = \"{}\"\n\
              active_requests = \"{dir}/mnt/active_requests\"\nagents = \"{dir}/mnt/agents\"\n{}",
             self.server,
+            self.movers,
             self.options,
             dir = self.dir.path().display()
         );
@@ -248,17 +283,97 @@ impl FileSystem {
 
     /// Starts a copytool under the preload library.
     pub fn copytool(&mut self, name: &str, args: &[&str]) -> Process {
+        self.copytool_with(name, args, &[])
+    }
+
+    /// The same, with more in its environment.
+    pub fn copytool_with(
+        &mut self,
+        name: &str,
+        args: &[&str],
+        environment: &[(&str, &OsStr)],
+    ) -> Process {
         let mut command = without_ours(Command::new(built().join("copytool")));
         command.args(args).arg(self.mount()).arg(self.archive()).stdout(Stdio::null());
         command
             .env("LD_PRELOAD", library("liblcap_llapi.so"))
             .env("LD_LIBRARY_PATH", built())
-            .env("LCAP_MOVER_URI", format!("ipc://{}/movers", self.dir.path().display()))
+            .env("LCAP_MOVER_URI", &self.movers)
             .env("LCAP_MOVER_NAME", name)
             .env("LCAP_MAX_ARCHIVE", "8")
             .env("LCAP_MOVER_WINDOW", "4")
-            .env("LCAP_LOG", "info");
+            .env("LCAP_LOG", "info")
+            .envs(environment.iter().copied());
         self.spawn(command, name)
+    }
+
+    /// Starts a mover in C that refuses `n` requests.
+    pub fn refusing_mover(
+        &mut self,
+        name: &str,
+        n: u32,
+        environment: &[(&str, &OsStr)],
+    ) -> Process {
+        let mut command = without_ours(Command::new(built().join("mover")));
+        command.arg(n.to_string()).stdout(Stdio::null());
+        command.env("LCAP_MOVER_URI", &self.movers).env("LCAP_MOVER_NAME", name);
+        command
+            .env("LD_LIBRARY_PATH", built())
+            .env("LCAP_LOG", "info")
+            .envs(environment.iter().copied());
+        self.spawn(command, name)
+    }
+
+    /// Compiles a module of `tests/c` into the file system's directory.
+    ///
+    /// # Panics
+    /// If it cannot be compiled.
+    pub fn module(&self, name: &str) -> PathBuf {
+        let out = self.path(&format!("{name}.so"));
+        let include = format!("-I{}", root().join("include").display());
+        cc(&format!("tests/c/{name}.c"), &out, &["-shared", "-fPIC", &include]);
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+        fs::set_permissions(&out, mode).expect("a mode");
+        out
+    }
+
+    /// What `lcap hsm queue list` shows, request by request.
+    ///
+    /// # Panics
+    /// If it fails.
+    pub fn queued(&self) -> Vec<serde_json::Value> {
+        let output = self.lcap(&["hsm", "queue", "list", "--json"]).output().expect("lcap");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let text = String::from_utf8_lossy(&output.stdout);
+        text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+    }
+
+    /// Waits until the queue is so.
+    ///
+    /// # Panics
+    /// If that takes too long.
+    pub fn wait_queued(&self, what: &str, is_so: impl Fn(&[serde_json::Value]) -> bool) {
+        wait_until_or(what, || {
+            let queued = self.queued();
+            if is_so(&queued) { Ok(()) } else { Err(format!("{queued:?}")) }
+        });
+    }
+
+    /// A mover in this process that has room for `window` requests.
+    ///
+    /// # Panics
+    /// If lcapd does not want it.
+    pub fn mover(&self, name: &str, window: u32) -> Mover {
+        let builder = MoverBuilder::new().servers(&self.movers).name(name).window(window);
+        builder.patience(PATIENCE).connect().expect("a mover")
+    }
+
+    /// A command of `lcap` for this lcapd.
+    pub fn lcap(&self, args: &[&str]) -> Command {
+        let mut command = without_ours(Command::new(program("lcap")));
+        command.args(args).env("LCAP_MOVER_URI", &self.movers);
+        command.env("LCAP_REC_URI", format!("ipc://{}/control", self.dir.path().display()));
+        command
     }
 
     /// An object's data in the file system.

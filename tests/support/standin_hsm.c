@@ -16,7 +16,7 @@
  *   - begin and end give ENOENT for what is over; a remove has no COPY_START;
  *   - anybody may end a request, whether registered or not.
  *
- * The data of file [seq:oid:ver] is MOUNT/files/OID.
+ * The data of file [seq:oid:ver] is MOUNT/files/OID; its project is what a file says that is opened to ask for it.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -42,6 +42,7 @@
 
 #define IOC_CT_START 0x401866d5UL
 #define IOC_PROGRESS 0x401866d8UL
+#define IOC_GET_PROJECT 0x801c581fUL	/* FS_IOC_FSGETXATTR */
 
 enum { ARCHIVE = 20, RESTORE = 21, REMOVE = 22, CANCEL = 23 };
 enum { WAITING, STARTED, FAILED, CANCELED, SUCCEED };
@@ -555,6 +556,15 @@ API int ioctl(int fd, unsigned long request, ...)
 
 		errno = -rc;
 		return rc ? -1 : 0;
+	}
+	if (request == IOC_GET_PROJECT) {
+		char text[32] = "";
+
+		/* On Lustre it is an attribute; here it stands in the file. */
+		if (pread(fd, text, sizeof(text) - 1, 0) < 0)
+			return -1;
+		((uint32_t *)arg)[3] = (uint32_t)atol(text);
+		return 0;
 	}
 	if (request == IOC_PROGRESS) {
 		struct map *map;

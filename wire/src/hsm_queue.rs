@@ -120,6 +120,9 @@ pub struct Queued {
     /// Who has it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub worker: Option<String>,
+    /// Of a kind, those of a lower one go first.
+    #[serde(default, skip_serializing_if = "is_level")]
+    pub rank: i32,
     /// Workers that it may go to; all if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hosts: Option<Vec<String>>,
@@ -335,6 +338,11 @@ pub struct Reported {
 #[allow(clippy::trivially_copy_pass_by_ref)] // serde's signature
 fn is_false(flag: &bool) -> bool {
     !flag
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde's signature
+fn is_level(rank: &i32) -> bool {
+    *rank == 0
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref)] // serde's signature

@@ -15,7 +15,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use super::{lock, queue};
+use super::{lock, queue, take};
 
 /// `-v` given so often lists requests, too.
 const VERBOSE_QUEUES: u8 = 2;
@@ -29,7 +29,7 @@ pub(crate) struct ClientArgs {
     /// Where lcapd is.
     #[arg(short = 'H', long)]
     host: Option<String>,
-    /// Its control port.
+    /// Its control port; with --recv and --drain the port of its movers.
     #[arg(short, long)]
     port: Option<u16>,
     /// Start nothing more.
@@ -47,15 +47,22 @@ pub(crate) struct ClientArgs {
     /// Fail if lcapd serves another file system.
     #[arg(long, value_name = "NAME")]
     fsname: Option<String>,
-    /// Not there: the original takes work and keeps it, for tests.
+    /// For tests: take work as a mover, and keep it; it goes back at the end.
     #[arg(short = 'R', long, group = "what")]
     recv: bool,
-    /// Not there: the original takes work and calls it done, for tests.
+    /// For tests: take work as a mover, and call it done; Lustre is not told. What lets running work end is
+    /// `lcap hsm queue drain`.
     #[arg(long, group = "what")]
     drain: bool,
-    /// So many answers.
-    #[arg(short, long, default_value_t = 1)]
-    iters: u32,
+    /// With --recv and --drain: the mover's name.
+    #[arg(short = 'I', long, value_name = "NAME")]
+    client_id: Option<String>,
+    /// With --recv and --drain: only requests of this archive; may be given more than once.
+    #[arg(short = 'A', long = "archive", value_name = "ID")]
+    archives: Vec<u32>,
+    /// So many answers; one, and with --recv and --drain no end, unless given.
+    #[arg(short, long, value_name = "N")]
+    iters: Option<u32>,
     /// Say more; twice lists requests.
     #[arg(short, long, action = ArgAction::Count)]
     verbose: u8,
@@ -74,6 +81,14 @@ impl ClientArgs {
         Ok(Control::new(&format!("tcp://{host}:{port}"), None, DEFAULT_TIMEOUT)?)
     }
 
+    /// Where movers connect, if it is said here.
+    fn movers(&self) -> Option<String> {
+        (self.host.is_some() || self.port.is_some()).then(|| {
+            let host = self.host.as_deref().unwrap_or("localhost");
+            format!("tcp://{host}:{}", self.port.unwrap_or(take::DEFAULT_PORT))
+        })
+    }
+
     fn ask<T: DeserializeOwned>(&self, op: HsmOp) -> Result<T> {
         let reply = self.control()?.request(Op::Hsm(op))?;
         Ok(serde_json::from_value(reply.body)?)
@@ -88,9 +103,14 @@ pub(crate) fn run(args: &ClientArgs) -> Result<()> {
         );
     }
     if args.recv || args.drain {
-        bail!(
-            "requests are for movers (liblcap_llapi.so) and `lcap hsm worker`; --recv and --drain are not there"
-        );
+        return take::run(&take::Take {
+            server: args.movers(),
+            name: args.client_id.as_deref(),
+            fsname: args.fsname.as_deref(),
+            archives: &args.archives,
+            answers: args.iters,
+            done: args.drain,
+        });
     }
     if let Some(wanted) = &args.fsname {
         let status: Value = args.ask(HsmOp::Status(Status::default()))?;
@@ -125,7 +145,7 @@ pub(crate) fn run(args: &ClientArgs) -> Result<()> {
         println!("ok");
         return Ok(());
     }
-    for nth in 0..args.iters {
+    for nth in 0..args.iters.unwrap_or(1) {
         if nth > 0 {
             std::thread::sleep(Duration::from_secs(1));
         }
@@ -142,6 +162,6 @@ fn is_refusal(error: &anyhow::Error, wanted: i32) -> bool {
 }
 
 /// As the original shows a reply; the header comes first here, also through a pipe.
-fn show(kind: &str, reply: &impl Serialize) -> Result<()> {
+pub(super) fn show(kind: &str, reply: &impl Serialize) -> Result<()> {
     crate::print(&format!("Got {kind} reply:\n{}\n", serde_json::to_string_pretty(reply)?))
 }

@@ -32,19 +32,15 @@ pub(super) fn run(args: &StatusArgs) -> Result<()> {
     }
     let done = |kind: &str| number(&status[format!("done_{kind}")]);
     println!("{:<8} {:>9} {:>9} {:>9}", "done", done("archive"), done("restore"), done("remove"));
+    let failed = |kind: &str| number(&status[format!("failed_{kind}")]);
+    let [archive, restore, remove] = ["archive", "restore", "remove"].map(failed);
+    println!("{:<8} {archive:>9} {restore:>9} {remove:>9}", "failed");
     if let Some(oldest) = status["waiting_seconds"]["max"].as_f64() {
         let median = status["waiting_seconds"]["p50"].as_f64().unwrap_or(0.0);
         println!("\nwaiting for {median:.0} s (median), the oldest for {oldest:.0} s");
     }
     for lock in status["locks"].as_array().into_iter().flatten() {
-        let part = |key: &str, word: &str| match &lock[key] {
-            Value::Null => String::new(),
-            Value::String(text) => format!(" {word} {text}"),
-            value => format!(" {word} {value}"),
-        };
-        let what =
-            part("kind", "action") + &part("archive_id", "archive") + &part("worker", "worker");
-        println!("locked:{}", if what.is_empty() { " everything" } else { &what });
+        println!("locked: {}", lock_text(lock));
     }
     if let Some(problem) = status["store_error"].as_str() {
         println!("nothing is handed out: {problem}");
@@ -70,4 +66,16 @@ pub(super) fn run(args: &StatusArgs) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// What a lock is for.
+pub(super) fn lock_text(lock: &Value) -> String {
+    let part = |key: &str, word: &str| match &lock[key] {
+        Value::Null => None,
+        Value::String(text) => Some(format!("{word} {text}")),
+        value => Some(format!("{word} {value}")),
+    };
+    let parts = [part("kind", "action"), part("archive_id", "archive"), part("worker", "worker")];
+    let parts: Vec<String> = parts.into_iter().flatten().collect();
+    if parts.is_empty() { "everything".to_owned() } else { parts.join(" ") }
 }

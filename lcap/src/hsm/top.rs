@@ -1,5 +1,7 @@
-//! `lcap hsm top`: how many actions are in which state, and how that moves.
+//! `lcap hsm top`: lcapd's queue and its movers; how many actions are in which state, and how that moves.
 #![forbid(unsafe_code)]
+
+mod queue;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -8,11 +10,12 @@ use anyhow::{Result, bail};
 use clap::Args;
 use ratatui::Frame;
 use ratatui::crossterm::event::KeyCode;
-use ratatui::layout::{Constraint, Layout};
+use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::Line;
 use ratatui::widgets::{Block, Clear, Paragraph};
 
+use self::queue::{Asked, QueueView};
 use super::counts::{Counts, Figures, Row};
 use super::tail::local_time;
 use super::watch::{Begin, From, News, Watch, now_ms};
@@ -36,14 +39,17 @@ const BURST: usize = 20_000;
 const GLANCE: Duration = Duration::from_millis(100);
 /// Waiting actions that are named.
 const OLDEST: usize = 5;
-const KEYS: &str = " q quit  h help  s sort  a action  t status  m MDT  e empty rows  p pause";
-const HELP: &str = " s        sort by name, by count, by rate
+const KEYS: &str = " q quit  h help  v view  s sort  a action  t status  m MDT  e empty  p pause";
+/// Movers that are shown beside everything else.
+const MOVERS: usize = 6;
+const HELP: &str = " v        everything; only the queue and its movers; only the MDTs' actions
+ s        sort by name, by count, by rate
  a        only one action: the next one, then all
  t        only one status: the next one, then all
  m        only one MDT: the next one, then all
  e        rows that are empty now, too
  p        pause; everything stands still
- up down  scroll
+ up down  scroll (movers, where only they are shown)
  q        leave (also Control-C)
 
  DIFF     change of COUNT since the frame before
@@ -54,31 +60,56 @@ pub(crate) fn run(args: &TopArgs) -> Result<()> {
     if !(0.1..=3600.0).contains(&args.interval) {
         bail!("--interval: expected 0.1 to 3600 seconds");
     }
-    let watch = Watch::start(&args.from, Begin::State, !args.once)?;
-    let mut top = Top::new(watch.place.clone(), Duration::from_secs_f64(args.interval));
-    if !args.once {
-        return follow(&watch, &mut top);
+    let interval = Duration::from_secs_f64(args.interval);
+    let has_queue = !args.from.is_redis();
+    let queue = if has_queue { queue::ask_once()? } else { None };
+    let watch = match Watch::start(&args.from, Begin::State, !args.once) {
+        Ok(watch) => Some(watch),
+        // An lcapd that is a coordinator need not read the MDTs' lists.
+        Err(_) if queue.is_some() => None,
+        Err(error) => return Err(error),
+    };
+    let place = match &watch {
+        Some(watch) => watch.place.clone(),
+        None => format!("lcapd {}", crate::control()?.endpoint().unwrap_or_default()),
+    };
+    let mut top = Top::new(place, interval);
+    top.has_actions = watch.is_some();
+    if let Some(status) = queue {
+        top.queue = Some(QueueView::new(interval));
+        top.queue.iter_mut().for_each(|queue| queue.take(status.clone(), Instant::now()));
     }
-    while let Ok(news) = watch.news.recv() {
+    if !args.once {
+        return follow(watch.as_ref(), &mut top);
+    }
+    while let Some(Ok(news)) = watch.as_ref().map(|watch| watch.news.recv()) {
         if let News::Trouble(Some(error)) = news {
-            bail!("{}: {error}", watch.place);
+            bail!("{}: {error}", top.place);
         }
         top.counts.take(news);
     }
     top.tick(Instant::now());
-    let lines = u16::try_from(top.rows().len() + OLDEST + 8).unwrap_or(u16::MAX);
+    let queue_lines =
+        top.queue.as_ref().map_or(0, |queue| queue.lines(usize::MAX, usize::MAX, 0).len() + 1);
+    let lines = top.rows().len() + OLDEST + 8 + queue_lines;
+    let lines = u16::try_from(lines).unwrap_or(u16::MAX);
+    top.most_movers = usize::MAX;
     let text = screen::as_text(screen::columns(), lines, |frame| top.draw(frame, false))?;
     crate::print(&text)
 }
 
-fn follow(watch: &Watch, top: &mut Top) -> Result<()> {
+fn follow(watch: Option<&Watch>, top: &mut Top) -> Result<()> {
+    let asked = top.queue.is_some().then(|| Asked::every(top.interval)).transpose()?;
     let mut screen = Screen::open()?;
     loop {
         if !top.paused {
-            for news in watch.news.try_iter().take(BURST) {
+            for news in watch.into_iter().flat_map(|watch| watch.news.try_iter()).take(BURST) {
                 top.counts.take(news);
             }
             top.tick_if_due(Instant::now());
+            if let (Some(asked), Some(queue)) = (&asked, &mut top.queue) {
+                asked.take(queue, Instant::now());
+            }
         }
         screen.draw(|frame| top.draw(frame, true))?;
         match screen.input(GLANCE)? {
@@ -91,6 +122,14 @@ fn follow(watch: &Watch, top: &mut Top) -> Result<()> {
             }
         }
     }
+}
+
+/// What of it is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum View {
+    All,
+    Queue,
+    Actions,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,6 +151,12 @@ struct TableRow {
 
 struct Top {
     counts: Counts,
+    /// The MDTs' lists are read.
+    has_actions: bool,
+    /// Of an lcapd that has one.
+    queue: Option<QueueView>,
+    most_movers: usize,
+    view: View,
     place: String,
     interval: Duration,
     /// The figures at the frame before, and when that was.
@@ -133,6 +178,10 @@ impl Top {
     fn new(place: String, interval: Duration) -> Self {
         Self {
             counts: Counts::default(),
+            has_actions: true,
+            queue: None,
+            most_movers: MOVERS,
+            view: View::All,
             place,
             interval,
             before: BTreeMap::new(),
@@ -217,6 +266,14 @@ impl Top {
         match key {
             KeyCode::Char('q') | KeyCode::Esc => return true,
             KeyCode::Char('h' | '?') => self.help = true,
+            KeyCode::Char('v') if self.queue.is_some() && self.has_actions => {
+                self.scroll = 0;
+                self.view = match self.view {
+                    View::All => View::Queue,
+                    View::Queue => View::Actions,
+                    View::Actions => View::All,
+                }
+            }
             KeyCode::Char('p') => self.paused = !self.paused,
             KeyCode::Char('e') => self.empty = !self.empty,
             KeyCode::Char('s') => {
@@ -246,16 +303,39 @@ impl Top {
     }
 
     fn draw(&mut self, frame: &mut Frame<'_>, interactive: bool) {
-        let oldest = self.oldest_waiting();
-        let n_oldest = u16::try_from(oldest.len() + usize::from(!oldest.is_empty()) * 2);
-        let [head, heading, table, waiting, bottom] = Layout::vertical([
-            Constraint::Length(2),
-            Constraint::Length(1),
-            Constraint::Min(1),
-            Constraint::Length(n_oldest.unwrap_or(0)),
+        let shows_actions = self.has_actions && self.view != View::Queue;
+        let oldest = if shows_actions { self.oldest_waiting() } else { Vec::new() };
+        let n_oldest = oldest.len() + usize::from(!oldest.is_empty()) * 2;
+        let height = usize::from(frame.area().height);
+        let queue = match &self.queue {
+            Some(queue) if self.view != View::Actions => {
+                let (most, skip) = if shows_actions {
+                    (self.most_movers, 0)
+                } else {
+                    self.scroll = self.scroll.min(queue.n_movers().saturating_sub(1));
+                    (usize::MAX, self.scroll)
+                };
+                // Beside the head, a blank line, the actions' heading and some of them, and the keys.
+                let others = if shows_actions { 2 + 1 + 1 + 4 + 1 } else { 3 };
+                let mut lines = queue.lines(height.saturating_sub(others), most, skip);
+                if shows_actions {
+                    lines.push(Line::raw(""));
+                }
+                lines
+            }
+            _ => Vec::new(),
+        };
+        let rows_of = |n: usize| Constraint::Length(u16::try_from(n).unwrap_or(u16::MAX));
+        let [head, requests, heading, table, waiting, bottom] = Layout::vertical([
+            rows_of(if self.has_actions { 2 } else { 1 }),
+            rows_of(queue.len()),
+            rows_of(usize::from(shows_actions)),
+            Constraint::Min(u16::from(shows_actions)),
+            rows_of(if height < 30 && !queue.is_empty() { 0 } else { n_oldest }),
             Constraint::Length(1),
         ])
         .areas(frame.area());
+        frame.render_widget(Paragraph::new(queue), requests);
         let bold = Style::new().add_modifier(Modifier::BOLD);
         let reversed = Style::new().add_modifier(Modifier::REVERSED);
         let width = usize::from(frame.area().width);
@@ -281,22 +361,9 @@ impl Top {
         }
         let lines = vec![Line::styled(format!("{title:<width$}"), reversed), Line::raw(summary)];
         frame.render_widget(Paragraph::new(lines), head);
-        let longest = self.table.iter().map(|row| row.row.mdt.len()).max().unwrap_or(0).max(3);
-        let text = format!(
-            " {:<longest$}  {:<8} {:<9} {:>11} {:>9} {:>9} {:>8}",
-            "MDT", "ACTION", "STATUS", "COUNT", "DIFF", "IN/s", "OLDEST"
-        );
-        frame.render_widget(Line::styled(text, bold), heading);
-        let rows = self.rows();
-        let scroll = self.scroll.min(rows.len().saturating_sub(1));
-        let lines: Vec<Line<'_>> = if rows.is_empty() {
-            vec![Line::raw(" no live actions")]
-        } else {
-            let lines = rows.iter().skip(scroll).map(|row| table_line(row, longest));
-            lines.collect()
-        };
-        frame.render_widget(Paragraph::new(lines), table);
-        self.scroll = scroll;
+        if shows_actions {
+            self.draw_actions(frame, heading, table);
+        }
         if !oldest.is_empty() {
             let mut lines = vec![Line::raw(""), Line::styled(" waiting for longest", bold)];
             lines.extend(oldest.into_iter().map(Line::raw));
@@ -329,6 +396,27 @@ impl Top {
                 middle,
             );
         }
+    }
+
+    /// The table, with its heading.
+    fn draw_actions(&mut self, frame: &mut Frame<'_>, heading: Rect, table: Rect) {
+        let bold = Style::new().add_modifier(Modifier::BOLD);
+        let longest = self.table.iter().map(|row| row.row.mdt.len()).max().unwrap_or(0).max(3);
+        let text = format!(
+            " {:<longest$}  {:<8} {:<9} {:>11} {:>9} {:>9} {:>8}",
+            "MDT", "ACTION", "STATUS", "COUNT", "DIFF", "IN/s", "OLDEST"
+        );
+        frame.render_widget(Line::styled(text, bold), heading);
+        let rows = self.rows();
+        let scroll = self.scroll.min(rows.len().saturating_sub(1));
+        let lines: Vec<Line<'_>> = if rows.is_empty() {
+            vec![Line::raw(" no live actions")]
+        } else {
+            let lines = rows.iter().skip(scroll).map(|row| table_line(row, longest));
+            lines.collect()
+        };
+        frame.render_widget(Paragraph::new(lines), table);
+        self.scroll = scroll;
     }
 
     /// Actions that wait for longest.

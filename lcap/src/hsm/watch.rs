@@ -42,6 +42,13 @@ pub(crate) struct From {
     ca_file: Option<std::path::PathBuf>,
 }
 
+impl From {
+    /// Nothing is asked of lcapd.
+    pub(crate) fn is_redis(&self) -> bool {
+        self.redis.is_some()
+    }
+}
+
 /// What is asked of a source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Begin {

@@ -52,7 +52,7 @@ fn parse_line(bare: &[u8], mdt: &Arc<str>) -> Option<Active> {
     // Its data FID is a volatile file of whoever began a restore; who begins it again makes another.
     let mut request = Request::new(source, Arc::clone(mdt), kind, fields.fid, fields.archive_id);
     request.flags = fields.flags;
-    request.data = fields.data.into();
+    request.data = fields.data[..].into();
     let canceled = bare.split(u8::is_ascii_whitespace).any(|word| word == b"canceled=1");
     Some(Active { request, canceled })
 }

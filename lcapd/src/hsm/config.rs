@@ -149,6 +149,8 @@ struct RawHashed {
     #[serde(default)]
     n_values: u64,
     hosts: Vec<String>,
+    #[serde(default)]
+    rendezvous: bool,
 }
 
 #[derive(Deserialize)]
@@ -423,11 +425,12 @@ impl RawHsm {
             rules.push(rule.ok_or_else(wrong)?);
         }
         for line in &self.archive_on_hosts_ch {
-            let RawHashed { tag, n_values, hosts } = line.get_ref();
+            let RawHashed { tag, n_values, hosts, rendezvous } = line.get_ref();
             let hosts: Vec<&str> = hosts.iter().map(String::as_str).collect();
             let problem = "at least one host is needed";
             let wrong = || (Some(line.span()), "hsm.archive_on_hosts_ch", problem.to_owned());
-            rules.push(Rule::hashed(tag, *n_values, &hosts).ok_or_else(wrong)?);
+            let rule = Rule::hashed(tag, *n_values, &hosts).ok_or_else(wrong)?;
+            rules.push(if *rendezvous { rule.by_rendezvous() } else { rule });
         }
         Ok(rules)
     }

@@ -19,7 +19,6 @@ use super::json_port::clients::Settings as JsonSettings;
 use super::lustre::{FromLustre, ToLustre};
 use super::movers::{Movers, Settings as MoverSettings};
 use super::owner::Owners;
-use super::service;
 use crate::lease::Lease;
 use crate::policy::Loader;
 use crate::wake::Waker;
@@ -91,8 +90,6 @@ pub struct Opened {
     pub mdt: Arc<str>,
     /// The original's protocol.
     pub json: Option<JsonPort>,
-    /// The movers' socket.
-    pub socket: Option<SocketBox>,
     /// What Lustre says.
     pub from_lustre: Receiver<FromLustre>,
     /// What it is told.
@@ -101,23 +98,10 @@ pub struct Opened {
     pub copytool: Option<(Intake, Teller)>,
 }
 
-/// A socket, which does not print.
-pub struct SocketBox(pub zmq::Socket);
-
-impl std::fmt::Debug for SocketBox {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Socket")
-    }
-}
-
 /// What lcapd as a whole lends.
 pub struct Host<'a> {
     /// Finds modules.
     pub loader: &'a Loader,
-    /// For sockets.
-    pub context: &'a zmq::Context,
-    /// Gives a socket its keys.
-    pub secure: &'a dyn Fn(&zmq::Socket) -> Result<(), zmq::Error>,
     /// The right to write and to tell Lustre.
     pub lease: &'a Lease,
     /// This life of lcapd.
@@ -163,19 +147,6 @@ pub fn open(
         graces: config.graces.clone(),
     };
     let mdt = settings.any_mdt();
-    let socket = match &config.movers {
-        None => None,
-        Some(endpoint) => {
-            let socket = service::router(host.context)?;
-            (host.secure)(&socket).context("keys of the movers' socket")?;
-            socket.set_ipv6(endpoint.contains('['))?;
-            socket
-                .bind(endpoint)
-                .with_context(|| format!("cannot bind the movers' socket to {endpoint}"))?;
-            info!(endpoint, "movers are served");
-            Some(SocketBox(socket))
-        }
-    };
     let json = match &config.json_port {
         None => None,
         Some(address) => {
@@ -216,5 +187,5 @@ pub fn open(
         _ => None,
     };
     let movers = Movers::new(settings, host.epoch);
-    Ok(Opened { movers, mdt, json, socket, from_lustre, to_lustre, copytool })
+    Ok(Opened { movers, mdt, json, from_lustre, to_lustre, copytool })
 }

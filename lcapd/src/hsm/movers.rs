@@ -26,6 +26,7 @@ use super::lustre::ToLustre;
 use super::queue::{Admitted, Arrival, Assignment, Event, Outcome, Queue, State, What, WorkerSpec};
 use super::request::{Kind, Request, Source};
 use super::scheduler::{Now, Wants};
+use crate::security::Access;
 
 /// Silent for so many heartbeats, a mover has vanished.
 const SILENCE: u32 = 5;
@@ -100,6 +101,7 @@ struct Challenger {
 #[derive(Debug)]
 pub struct Movers {
     settings: Settings,
+    access: Access,
     mdt: Arc<str>,
     sessions: HashMap<u64, Session>,
     by_name: BTreeMap<Arc<str>, u64>,
@@ -132,6 +134,7 @@ impl Movers {
         Self {
             mdt: settings.any_mdt(),
             settings,
+            access: Access::default(),
             sessions: HashMap::new(),
             by_name: BTreeMap::new(),
             challengers: HashMap::new(),
@@ -141,6 +144,11 @@ impl Movers {
             outputs: Vec::new(),
             to_lustre: Vec::new(),
         }
+    }
+
+    /// Other grace times, for movers that come from now on.
+    pub fn set_graces(&mut self, grace: Duration, graces: BTreeMap<String, Duration>) {
+        (self.settings.grace, self.settings.graces) = (grace, graces);
     }
 
     /// What is to be sent, once the queue's changes are on disk.
@@ -177,8 +185,24 @@ impl Movers {
         self.outputs.push(Output { peer: Arc::clone(peer), frames });
     }
 
-    /// A message: its frames. What makes no sense is ignored.
+    /// Only who may be a mover of a name gets it.
+    pub fn set_access(&mut self, access: Access) {
+        self.access = access;
+    }
+
+    /// A message of somebody without a name: its frames. What makes no sense is ignored.
     pub fn on_message(&mut self, queue: &mut Queue, peer: &Peer, frames: &[Vec<u8>], now: Now) {
+        self.on_message_of(queue, (peer, None), frames, now);
+    }
+
+    /// A message of a client on the list, if there is one.
+    pub fn on_message_of(
+        &mut self,
+        queue: &mut Queue,
+        (peer, client): (&Peer, Option<&str>),
+        frames: &[Vec<u8>],
+        now: Now,
+    ) {
         let Some((head, behind)) = frames.split_first() else { return };
         let message = match serde_json::from_slice::<MoverMessage>(head) {
             Ok(message) => message,
@@ -188,7 +212,16 @@ impl Movers {
             }
         };
         match message.op {
-            MoverOp::Hello(hello) => self.hello(queue, peer, hello, behind, now),
+            MoverOp::Hello(hello) => {
+                if self.access.may_be_mover(client, &hello.mover) {
+                    self.hello(queue, peer, hello, behind, now);
+                } else {
+                    let client = client.unwrap_or("?");
+                    let error = format!("client {client} may not be the mover {}", hello.mover);
+                    warn!(client, mover = hello.mover, "refused: another may be this mover");
+                    self.refuse(peer, hello.attempt, libc::EACCES, error);
+                }
+            }
             MoverOp::Credit { session, upto } => {
                 if let Some(session) = self.heard(peer, session, now) {
                     session.upto = session.upto.max(upto);
@@ -429,6 +462,23 @@ impl Movers {
         let found = self.sessions.iter().find(|(_, session)| session.peer == *peer);
         if let Some((&number, _)) = found {
             self.vanished(queue, number, "its connection is gone", now);
+        }
+        self.challengers.retain(|_, challenger| challenger.peer != *peer);
+    }
+
+    /// The mover that a peer is, if it is one.
+    pub fn name_of(&self, peer: &Peer) -> Option<Arc<str>> {
+        let session = self.sessions.values().find(|session| session.peer == *peer);
+        session.map(|session| Arc::clone(&session.name))
+    }
+
+    /// That peer may not be a mover any longer. It keeps what it runs for its grace time.
+    pub fn revoke(&mut self, queue: &mut Queue, peer: &Peer, now: Now) {
+        let found = self.sessions.iter().find(|(_, session)| session.peer == *peer);
+        if let Some((&number, _)) = found {
+            let error = "this client may not be a mover any longer".to_owned();
+            self.say(peer, &MoverEvent::Lost { session: number, error }, Vec::new());
+            self.vanished(queue, number, "its client may not be a mover any longer", now);
         }
         self.challengers.retain(|_, challenger| challenger.peer != *peer);
     }

@@ -1,21 +1,27 @@
-//! A module that chooses the mover of requests (`lcap_policy.h`, placers): on a thread of its own, with a time limit.
+//! A module that chooses the mover of requests, and their turn (`lcap_policy.h`, placers): on a thread of its own,
+//! with a time limit.
 //!
 //! A request that the module is asked about may not start before it has answered, or the time is over; then
-//! any mover may have it. The queue's thread never waits.
+//! any mover may have it. The queue's thread never waits, and no more than [`MOST_ASKED`] questions do.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
 use std::ffi::CString;
+use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
-use lcap_ffi::placer::{PlaceRequest, Placer};
+use lcap_ffi::placer::{PlaceRequest, Placer, Plan};
+use lcap_wire::mover::is_name;
 use serde_json::{Map, Value};
 use tracing::{info, warn};
 
 use super::request::{Kind, Request};
 use super::service::Handle;
+
+/// Questions that wait for the module. What is not asked yet waits in the queue.
+pub const MOST_ASKED: usize = 1024;
 
 /// What a site has chosen.
 #[derive(Clone, Debug, PartialEq)]
@@ -39,6 +45,8 @@ pub struct Question {
     pub request: Arc<Request>,
     /// Names.
     pub movers: Arc<[CString]>,
+    /// Nobody waits for the answer after that.
+    pub until: Instant,
 }
 
 /// The thread.
@@ -59,25 +67,40 @@ impl Asker {
     /// Until nobody asks any more.
     pub fn run(&mut self) {
         let mut troubles: BTreeMap<i32, u64> = BTreeMap::new();
-        while let Ok(Question { id, request, movers }) = self.questions.recv() {
-            let host = match self.placer.place(&asked(&request), &movers) {
-                Ok(host) => host,
-                Err(error) => {
-                    let errno = error.raw_os_error().unwrap_or(0);
-                    let n = troubles.entry(errno).or_default();
-                    if *n == 0 {
-                        let module = self.placer.name();
-                        warn!(module, %error, "cannot place a request, which goes anywhere; said once for each error");
-                    }
-                    *n += 1;
-                    None
-                }
+        while let Ok(question) = self.questions.recv() {
+            let id = question.id;
+            let plan = if question.until <= Instant::now() {
+                None // it went anywhere
+            } else {
+                self.ask(&question, &mut troubles)
             };
-            self.queue.call(move |core, now| core.queue.placed(id, host.as_deref(), now));
+            self.queue.call(move |core, now| core.planned(id, plan, now));
         }
         if !troubles.is_empty() {
             info!(?troubles, "requests that could not be placed, by error number");
         }
+    }
+}
+
+impl Asker {
+    fn ask(&mut self, question: &Question, troubles: &mut BTreeMap<i32, u64>) -> Option<Plan> {
+        let plan = self.placer.plan(&asked(&question.request), &question.movers);
+        let plan = plan.and_then(|plan| match &plan.host {
+            // No mover can have such a name, and it would wait for ever.
+            Some(host) if !is_name(host) => Err(io::Error::from_raw_os_error(libc::EINVAL)),
+            _ => Ok(plan),
+        });
+        let error = match plan {
+            Ok(plan) => return Some(plan),
+            Err(error) => error,
+        };
+        let n = troubles.entry(error.raw_os_error().unwrap_or(0)).or_default();
+        if *n == 0 {
+            let module = self.placer.name();
+            warn!(module, %error, "cannot place a request, which goes anywhere; said once for each error");
+        }
+        *n += 1;
+        None
     }
 }
 
@@ -88,7 +111,7 @@ fn asked(request: &Request) -> PlaceRequest {
         flags: request.flags,
         fid: request.fid,
         owner: [request.uid, request.gid, request.project],
-        data: request.data.clone(),
+        data: (*request.data).into(),
         fsname: CString::new(request.fsname()).unwrap_or_default(),
     }
 }

@@ -32,11 +32,12 @@ mod tests;
 pub mod view;
 pub mod worker;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use lcap_ffi::Fid;
+use lcap_ffi::placer::Plan;
 
 use super::request::{Kind, Request, Source};
 use super::scheduler::hosts::HostSet;
@@ -273,18 +274,25 @@ pub enum CannotBe {
     State(&'static str),
 }
 
+/// How often a request failed, and what was said of that.
+#[derive(Debug)]
+struct Trouble {
+    failures: u32,
+    error: Option<Box<str>>,
+}
+
 #[derive(Debug)]
 struct Entry {
     request: Arc<Request>,
     hosts: HostSet,
-    error: Option<Box<str>>,
+    trouble: Option<Box<Trouble>>,
     state: State,
+    rank: i32,
     order: i64,
     /// The next on the same file, or 0.
     next: u64,
     /// Of the first on a file: the last one.
     last: u64,
-    failures: u32,
     /// The worker that runs it is to stop.
     cancel: bool,
     /// Asked for again while it runs.
@@ -298,8 +306,12 @@ struct Entry {
 }
 
 impl Entry {
+    fn failures(&self) -> u32 {
+        self.trouble.as_ref().map_or(0, |trouble| trouble.failures)
+    }
+
     fn turn(&self, id: u64) -> Turn {
-        Turn { order: self.order, id }
+        Turn { rank: self.rank, order: self.order, id }
     }
 }
 
@@ -317,7 +329,9 @@ pub struct Queue {
     stopping: BTreeSet<(Now, u64)>,
     /// Asked about, by when there must be an answer.
     placing: BTreeSet<(Now, u64)>,
-    to_place: Vec<u64>,
+    to_place: VecDeque<u64>,
+    /// Whoever is asked does not answer, so nobody waits for that.
+    placing_off: bool,
     locks: BTreeSet<Lock>,
     imported: BTreeSet<String>,
     mdts: BTreeSet<Arc<str>>,
@@ -344,7 +358,8 @@ impl Queue {
             delayed: BTreeSet::new(),
             stopping: BTreeSet::new(),
             placing: BTreeSet::new(),
-            to_place: Vec::new(),
+            to_place: VecDeque::new(),
+            placing_off: false,
             locks: BTreeSet::new(),
             imported: BTreeSet::new(),
             mdts: BTreeSet::new(),
@@ -357,6 +372,14 @@ impl Queue {
             events: Vec::new(),
             wake: false,
         }
+    }
+
+    /// Goes by other limits, orders, weights and times from now on. What requests that are there are sorted by (shares,
+    /// hosts, batches, placing) stays as it was.
+    pub fn set_limits(&mut self, settings: &Settings) {
+        (self.settings.retry, self.settings.cancel_limit) = (settings.retry, settings.cancel_limit);
+        self.scheduler.set_limits(&settings.scheduler);
+        self.wake = true;
     }
 
     // --- entrances ---
@@ -377,7 +400,7 @@ impl Queue {
         }
         let (hosts, data) = self.scheduler.route(&request);
         if let Some(data) = data {
-            request.data = data;
+            request.data = (*data).into();
         }
         request.mdt = self.intern(request.mdt);
         if request.received_ns == 0 {
@@ -390,12 +413,12 @@ impl Queue {
         let entry = Entry {
             request: Arc::new(request),
             hosts,
-            error: None,
+            trouble: None,
             state: State::Waiting,
+            rank: 0,
             order: i64::try_from(id).unwrap_or(i64::MAX),
             next: 0,
             last: 0,
-            failures: 0,
             cancel: false,
             again: false,
             ran: false,
@@ -555,7 +578,7 @@ impl Queue {
         self.set_state(id, State::Running { worker: Arc::clone(worker), lease });
         let entry = self.entries.get_mut(&id)?;
         (entry.ran, entry.placing) = (true, false);
-        let (request, failures) = (Arc::clone(&entry.request), entry.failures);
+        let (request, failures) = (Arc::clone(&entry.request), entry.failures());
         self.scheduler.started(&request, worker, now);
         if let Some(worker) = self.workers.get_mut(worker) {
             worker.started(id, request.kind);
@@ -577,7 +600,7 @@ impl Queue {
         let entry = self.entries.get(&id).ok_or(CannotBe::Unknown)?;
         match &entry.state {
             State::Running { worker: other, lease } if *other == name => {
-                let (request, failures) = (Arc::clone(&entry.request), entry.failures);
+                let (request, failures) = (Arc::clone(&entry.request), entry.failures());
                 Ok(Assignment { id, lease: *lease, request, failures })
             }
             state @ (State::Running { .. } | State::Dead) => Err(CannotBe::State(state.name())),
@@ -644,17 +667,13 @@ impl Queue {
             return Ended::Again;
         }
         match outcome {
-            Outcome::Failed { errno, .. } if entry.cancel => {
-                if errno != libc::ECANCELED {
-                    entry.failures += 1;
-                }
+            Outcome::Failed { .. } if entry.cancel => {
                 self.free_cancelled(id, now);
                 Ended::Freed
             }
             Outcome::Failed { errno, error } if entry.request.source == Source::Upcall => {
-                entry.failures += 1;
-                entry.error = Some(error.into());
-                let failures = entry.failures;
+                let failures = entry.failures() + 1;
+                entry.trouble = Some(Box::new(Trouble { failures, error: Some(error.into()) }));
                 self.stats.failures[at] += 1;
                 self.failed(id, errno, failures, now)
             }
@@ -782,7 +801,7 @@ impl Queue {
             state @ State::Running { .. } => return Err(CannotBe::State(state.name())),
             state => *state == State::Dead,
         };
-        (entry.failures, entry.error) = (0, None);
+        entry.trouble = None;
         self.set_state(id, State::Waiting);
         if was_dead {
             self.join_line(id);
@@ -803,9 +822,10 @@ impl Queue {
         }
         self.unready(id);
         let mut hosts = None;
-        let order = match &to {
-            Move::First => self.entries.values().map(|e| e.order).min().map(|first| first - 1),
-            Move::Last => self.entries.values().map(|e| e.order).max().map(|last| last + 1),
+        let turns = self.entries.values().map(|entry| (entry.rank, entry.order));
+        let turn = match &to {
+            Move::First => turns.min().map(|(rank, order)| (rank, order - 1)),
+            Move::Last => turns.max().map(|(rank, order)| (rank, order + 1)),
             Move::Hosts(Some(names)) => {
                 hosts =
                     Some(self.scheduler.intern(HostSet::only(names.iter().map(String::as_str))));
@@ -818,7 +838,7 @@ impl Queue {
             Move::Archive(_) => None,
         };
         if let Some(entry) = self.entries.get_mut(&id) {
-            entry.order = order.unwrap_or(entry.order);
+            (entry.rank, entry.order) = turn.unwrap_or((entry.rank, entry.order));
             entry.placing &= hosts.is_none();
             entry.hosts = hosts.unwrap_or_else(|| entry.hosts.clone());
             if let Move::Archive(archive_id) = to {
@@ -845,25 +865,41 @@ impl Queue {
 
     // --- who is to do it ---
 
-    /// Requests about which somebody is to be asked; each is named once.
-    pub fn take_to_place(&mut self) -> Vec<(u64, Arc<Request>)> {
-        let ids = std::mem::take(&mut self.to_place).into_iter();
-        ids.filter_map(|id| {
-            let entry = self.entries.get(&id).filter(|entry| entry.placing)?;
-            Some((id, Arc::clone(&entry.request)))
-        })
-        .collect()
+    /// How long a request waits to hear who is to do it, if anybody is asked.
+    pub fn placing_limit(&self) -> Option<Duration> {
+        self.settings.placing.map(|placing| placing.limit)
     }
 
-    /// The answer: this worker, or any. It does not count if it comes too late.
-    pub fn placed(&mut self, id: u64, host: Option<&str>, now: Now) {
+    /// Whether requests that come in wait for somebody's word. False if that is so already.
+    pub fn set_placing(&mut self, on: bool) -> bool {
+        std::mem::replace(&mut self.placing_off, !on) == on
+    }
+
+    /// Requests about which somebody is to be asked, at most so many; each is named once.
+    pub fn take_to_place(&mut self, most: usize) -> Vec<(u64, Arc<Request>)> {
+        let mut taken = Vec::new();
+        while taken.len() < most
+            && let Some(id) = self.to_place.pop_front()
+        {
+            if let Some(entry) = self.entries.get(&id).filter(|entry| entry.placing) {
+                taken.push((id, Arc::clone(&entry.request)));
+            }
+        }
+        taken
+    }
+
+    /// The answer: which worker, or any, and when; `None` if there is none. It does not count if it comes too late.
+    pub fn placed(&mut self, id: u64, plan: Option<&Plan>, now: Now) {
+        let host = plan.and_then(|plan| plan.host.as_deref());
         let hosts = host.map(|host| self.scheduler.intern(HostSet::only([host])));
         let Some(entry) = self.entries.get_mut(&id).filter(|entry| entry.placing) else { return };
         entry.placing = false;
-        if let Some(hosts) = hosts {
-            entry.hosts = hosts;
+        let rank = plan.map_or(0, |plan| plan.rank);
+        if rank != 0 || hosts.is_some() {
             self.dirty.insert(id);
         }
+        entry.rank = rank;
+        entry.hosts = hosts.unwrap_or_else(|| entry.hosts.clone());
         if let Some(host) = host {
             self.event(id, What::Assigned(host.into()));
         }
@@ -899,14 +935,15 @@ impl Queue {
     }
 
     fn is_to_be_placed(&self, kind: Kind, hosts: &HostSet) -> bool {
-        hosts.names().is_none()
+        !self.placing_off
+            && hosts.names().is_none()
             && self.settings.placing.is_some_and(|placing| placing.kinds[kind.at()])
     }
 
     fn add(&mut self, id: u64, entry: Entry, now: Now) {
         if let Some(placing) = self.settings.placing.filter(|_| entry.placing) {
             self.placing.insert((now + placing.limit, id));
-            self.to_place.push(id);
+            self.to_place.push_back(id);
         }
         self.counts[entry.state.at()][entry.request.kind.at()] += 1;
         let in_line = entry.state != State::Dead;

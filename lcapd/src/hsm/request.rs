@@ -5,10 +5,10 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use base64::Engine as _;
-use base64::prelude::BASE64_STANDARD_NO_PAD as BASE64;
 use lcap_ffi::Fid;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
+
+use super::data::Data;
 
 /// What is asked for; the discriminant is Lustre's number (`HSMA_*`). A cancel is no request of its
 /// own: it ends another.
@@ -112,8 +112,8 @@ pub struct Request {
     #[serde(default)]
     pub flags: u64,
     /// What the user gave for the copytool: any bytes.
-    #[serde(default, serialize_with = "to_base64", deserialize_with = "from_base64")]
-    pub data: Box<[u8]>,
+    #[serde(default)]
+    pub data: Data,
     /// When it was taken in, in nanoseconds since 1970.
     pub received_ns: u64,
     /// Owner of the file, where known.
@@ -141,7 +141,7 @@ impl Request {
             gid_lock: 0,
             archive_id,
             flags: 0,
-            data: Box::default(),
+            data: Data::default(),
             received_ns: 0,
             uid: UNKNOWN_OWNER,
             gid: UNKNOWN_OWNER,
@@ -181,15 +181,6 @@ fn unknown() -> u32 {
 #[allow(clippy::trivially_copy_pass_by_ref)] // serde's signature
 fn is_unknown(id: &u32) -> bool {
     *id == UNKNOWN_OWNER
-}
-
-fn to_base64<S: Serializer>(data: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(&BASE64.encode(data))
-}
-
-fn from_base64<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Box<[u8]>, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    BASE64.decode(text).map(Vec::into_boxed_slice).map_err(serde::de::Error::custom)
 }
 
 /// Types that are written as they print.

@@ -5,7 +5,7 @@
 //! part per *share* (a user, say), and, if archives are batched, per *tag*.
 //!
 //! The kind is chosen by a fixed order or by weights with aging, then the share that had least, then
-//! the oldest request.
+//! the request of the lowest rank, and of these the oldest.
 #![forbid(unsafe_code)]
 
 pub mod hosts;
@@ -210,6 +210,8 @@ type Found = (Turn, Option<Box<[u8]>>);
 /// A request's place in line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Turn {
+    /// 0, unless somebody gave it another place before or behind the rest.
+    pub rank: i32,
     /// Its id, unless it was moved.
     pub order: i64,
     /// Its id.
@@ -305,6 +307,13 @@ impl Scheduler {
     /// What the site has chosen.
     pub fn settings(&self) -> &Settings {
         &self.settings
+    }
+
+    /// Goes by other limits, orders and weights from now on.
+    pub fn set_limits(&mut self, settings: &Settings) {
+        self.settings.order = settings.order;
+        self.settings.limits.clone_from(&settings.limits);
+        self.settings.share_weights.clone_from(&settings.share_weights);
     }
 
     /// How many could start if there were workers for them.

@@ -13,15 +13,17 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crossbeam_channel::{Receiver, Sender};
 use lcap_ffi::hsm::{ActionList, HsmAction};
+use lcap_ffi::placer::Plan;
 use lcap_wire::mover::MAX_FRAME_BYTES;
 use tracing::{error, info, warn};
 
 use super::active;
 use super::json_port::JsonPort;
 use super::lustre::{FromLustre, ToLustre};
+use super::mover_socket::MoverSocket;
 use super::movers::{Movers, Output, request_of};
 use super::owner::Owner;
-use super::placer::Question;
+use super::placer::{MOST_ASKED, Question};
 use super::queue::{Arrival, Cancelled, Changes, Event, Queue, State, What};
 use super::scheduler::Now;
 use super::store::SpoolMarks;
@@ -56,6 +58,11 @@ impl Handle {
         Self { jobs, waker }
     }
 
+    /// Wakes the queue's thread.
+    pub fn waker(&self) -> &Waker {
+        &self.waker
+    }
+
     /// Has the queue's thread do something. Dropped undone if that has ended.
     pub fn call(&self, job: impl FnOnce(&mut Core, Now) + Send + 'static) {
         let _ = self.jobs.send(Box::new(job));
@@ -87,8 +94,12 @@ pub struct Core {
     /// Requests of Lustre's, in the order in which they are due.
     due: VecDeque<(Now, u64)>,
     to_lustre: Vec<ToLustre>,
-    /// Who is asked which mover is to do a request.
+    /// Who is asked which mover is to do a request, and when.
     pub placer: Option<Sender<Question>>,
+    /// Questions that are not answered.
+    asked: usize,
+    /// When the last answer came, or the first question after it was asked.
+    answered: Now,
     observers: Vec<Observer>,
     /// What observers have not been told yet.
     unobserved: Vec<(Event, Now)>,
@@ -124,6 +135,8 @@ impl Core {
             due: VecDeque::new(),
             to_lustre: Vec::new(),
             placer: None,
+            asked: 0,
+            answered: now,
             observers: Vec::new(),
             unobserved: Vec::new(),
         };
@@ -135,7 +148,9 @@ impl Core {
             .collect();
         known.sort_unstable();
         // What was kept alive by the last lcapd may be near its end.
-        core.due.extend(known.into_iter().map(|id| (now, id)));
+        if keep_alive.is_some() {
+            core.due.extend(known.into_iter().map(|id| (now, id)));
+        }
         core
     }
 
@@ -262,31 +277,55 @@ impl Core {
                 break;
             }
         }
-        self.ask_placer();
+        self.ask_placer(now);
         self.after_commit.extend(self.workers.take_after());
         self.to_lustre.extend(self.movers.take_to_lustre());
         self.to_lustre.extend(self.json.iter_mut().flat_map(JsonPort::take_to_lustre));
     }
 
-    fn ask_placer(&mut self) {
-        let to_place = self.queue.take_to_place();
-        let Some(placer) = self.placer.as_ref().filter(|_| !to_place.is_empty()) else { return };
+    fn ask_placer(&mut self, now: Now) {
+        let Some(placer) = &self.placer else { return };
+        let Some(limit) = self.queue.placing_limit() else { return };
+        if self.asked > 0 && now >= self.answered + limit && self.queue.set_placing(false) {
+            warn!("the placer does not answer; until it does, requests go to any mover");
+        }
+        let to_place = self.queue.take_to_place(MOST_ASKED.saturating_sub(self.asked));
+        if to_place.is_empty() {
+            return;
+        }
+        if self.asked == 0 {
+            self.answered = now;
+        }
+        self.asked += to_place.len();
         let here = self.queue.workers().filter(|worker| worker.connected);
         let movers: Arc<[CString]> =
             here.filter_map(|worker| CString::new(&*worker.spec.name).ok()).collect();
+        let until = Instant::now() + limit;
         for (id, request) in to_place {
-            let _ = placer.send(Question { id, request, movers: Arc::clone(&movers) });
+            let _ = placer.send(Question { id, request, movers: Arc::clone(&movers), until });
         }
+    }
+
+    /// What the placer says of a request; `None` if that is nothing.
+    pub fn planned(&mut self, id: u64, plan: Option<Plan>, now: Now) {
+        self.asked = self.asked.saturating_sub(1);
+        self.answered = now;
+        if self.queue.set_placing(true) {
+            info!("the placer answers again");
+        }
+        self.queue.placed(id, plan.as_ref(), now);
     }
 
     /// False if nothing had happened.
     fn tell_events(&mut self, now: Now) -> bool {
         let events = self.queue.take_events();
         for event in &events {
-            if event.what == What::New && event.request.cookie().is_some() {
+            if let Some(interval) = self.keep_alive
+                && event.what == What::New
+                && event.request.cookie().is_some()
+            {
                 // It has just been sent, or seen.
-                let after = self.keep_alive.unwrap_or_default();
-                self.due.push_back((now + after, event.id));
+                self.due.push_back((now + interval, event.id));
             }
             self.movers.on_event(event);
             self.workers.on_event(event);
@@ -340,8 +379,8 @@ impl Core {
 pub struct Service {
     /// What it decides with.
     pub core: Core,
-    /// Movers' ROUTER.
-    pub socket: Option<zmq::Socket>,
+    /// Where movers connect.
+    pub socket: Option<MoverSocket>,
     /// What Lustre says.
     pub from_lustre: Receiver<FromLustre>,
     /// What it is told.
@@ -369,6 +408,8 @@ impl std::fmt::Debug for Service {
 pub fn router(context: &zmq::Context) -> Result<zmq::Socket, zmq::Error> {
     let socket = context.socket(zmq::ROUTER)?;
     socket.set_linger(200)?;
+    // Whoever connects and says nothing is not to keep a descriptor for long.
+    socket.set_handshake_ivl(5_000)?;
     socket.set_rcvhwm(1000)?;
     // What a mover has credit for is sent; it must not be held up by another that does not read.
     socket.set_sndhwm(0)?;
@@ -475,7 +516,7 @@ impl Service {
         for Output { peer, frames } in std::mem::take(outputs) {
             let Some(socket) = &self.socket else { break };
             let all = std::iter::once(peer.to_vec()).chain(frames);
-            match socket.send_multipart(all, zmq::DONTWAIT) {
+            match socket.socket().send_multipart(all, zmq::DONTWAIT) {
                 Ok(()) => {}
                 Err(zmq::Error::EHOSTUNREACH) => {
                     self.core.movers.unreachable(&mut self.core.queue, &peer, now);
@@ -490,13 +531,13 @@ impl Service {
 
     /// True if there may be more.
     fn take_messages(&mut self, now: Now) -> bool {
-        let Some(socket) = &self.socket else { return false };
+        let Some(socket) = &mut self.socket else { return false };
+        let core = &mut self.core;
+        socket.revoke(&mut core.movers, &mut core.queue, now);
         for _ in 0..BURST {
-            let Ok(mut frames) = socket.recv_multipart(zmq::DONTWAIT) else { return false };
-            if frames.len() > 1 {
-                let peer = Arc::from(frames.remove(0));
-                self.core.movers.on_message(&mut self.core.queue, &peer, &frames, now);
-            }
+            let Some((peer, frames)) = socket.receive() else { return false };
+            let from = (&peer, socket.client_of(&peer));
+            core.movers.on_message_of(&mut core.queue, from, &frames, now);
         }
         true
     }
@@ -523,7 +564,8 @@ impl Service {
             let timeout = (left + Duration::from_micros(999)).as_millis();
             let asleep = Instant::now();
             let mut items = vec![zmq::PollItem::from_fd(self.waker.raw_fd(), zmq::POLLIN)];
-            items.extend(self.socket.iter().map(|socket| socket.as_poll_item(zmq::POLLIN)));
+            let socket = self.socket.as_ref().map(MoverSocket::socket);
+            items.extend(socket.map(|socket| socket.as_poll_item(zmq::POLLIN)));
             let json: Vec<(RawFd, bool)> =
                 self.core.json.as_ref().map(JsonPort::wants).unwrap_or_default();
             items.extend(json.into_iter().map(|(fd, write)| {

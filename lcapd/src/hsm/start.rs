@@ -14,6 +14,7 @@ use super::config::{Hsm, prepare};
 use super::coordinator::{self, Teller};
 use super::entrances::{self, Host};
 use super::events;
+use super::mover_socket::MoverSocket;
 use super::original;
 use super::owner::Owners;
 use super::placer;
@@ -94,7 +95,8 @@ fn take_over(hsm: &Hsm, queue: &mut Queue, now: Now) -> Result<()> {
     Ok(())
 }
 
-/// Opens what is on disk and puts the parts together; runs nothing yet. What happens to requests is told to `targets`.
+/// Opens what is on disk and puts the parts together; runs nothing yet. What happens to requests is told to `targets`;
+/// `socket` is for movers.
 ///
 /// # Errors
 /// What cannot be opened, and why.
@@ -102,6 +104,7 @@ pub fn build(
     hsm: &Hsm,
     state_dir: &Path,
     targets: Vec<events::Target>,
+    socket: Option<MoverSocket>,
     host: &Host<'_>,
 ) -> Result<Started> {
     prepare(hsm).map_err(|(dir, error)| {
@@ -124,6 +127,9 @@ pub fn build(
     let keep_alive = opened.copytool.as_ref().map(|_| hsm.entrances.keep_alive);
     let mut core = Core::new(queue, opened.movers, opened.json, opened.mdt, keep_alive, now);
     core.workers = Workers::new(hsm.lease);
+    if let Some(socket) = &socket {
+        core.movers.set_access(socket.access().clone());
+    }
     let reports = hsm.reports.as_ref().map(|settings| {
         let (sender, lines) = reports::lines();
         core.add_observer(reports::observer(settings.hint.clone(), sender));
@@ -141,7 +147,7 @@ pub fn build(
     let lease = host.lease.clone();
     let service = Service {
         core,
-        socket: opened.socket.map(|socket| socket.0),
+        socket,
         from_lustre: opened.from_lustre,
         to_lustre: opened.to_lustre,
         jobs: jobs_in,

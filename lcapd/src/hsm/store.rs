@@ -217,7 +217,7 @@ mod tests {
             let fid = Fid { seq: 1, oid, ver: 0 };
             let mdt = "l-MDTffff".into();
             let mut request = Request::new(Source::Upcall, mdt, Kind::Archive, fid, 1);
-            request.data = Box::from(&b"\xff\0tag"[..]);
+            request.data = b"\xff\0tag"[..].into();
             queue.admit(request, Arrival::Sent, now);
         }
         let marks = SpoolMarks { taken: vec![spool_id(1), spool_id(2)], gone: Vec::new() };

@@ -217,7 +217,7 @@ fn leased(assignment: Assignment) -> Leased {
         fid: request.fid.to_string(),
         archive_id: request.archive_id,
         flags: request.flags,
-        data_b64: BASE64.encode(&request.data),
+        data_b64: BASE64.encode(&*request.data),
         failures,
     }
 }

@@ -28,6 +28,11 @@ use crate::promise::{Promise, promise};
 pub(crate) const DEFAULT_MOVER_URI: &str = "tcp://localhost:8193";
 /// Requests that may wait in the mover unless told otherwise.
 const DEFAULT_WINDOW: u32 = 64;
+/// Events of libzmq's: the connection is over; the server's list of clients does not have our key; the
+/// handshake was broken off, without a reason or with one.
+const DISCONNECTED: u16 = 0x0200;
+const NOT_ALLOWED: u16 = 0x4000;
+const NO_HANDSHAKE: [u16; 2] = [0x0800, 0x2000];
 /// How long what was said last may take to leave, and to be acknowledged.
 const FAREWELL: Duration = Duration::from_secs(5);
 
@@ -134,6 +139,14 @@ impl MoverBuilder {
         self
     }
 
+    /// The server's public key (Z85), and the file with the mover's own.
+    #[must_use]
+    pub fn keys(mut self, server: &str, client_file: Option<PathBuf>) -> Self {
+        self.server_key = Some(server.to_owned());
+        self.client_key_file = client_file;
+        self
+    }
+
     /// How long [`Self::connect`] waits for lcapd; for ever unless set.
     #[must_use]
     pub fn patience(mut self, patience: Duration) -> Self {
@@ -145,7 +158,7 @@ impl MoverBuilder {
     ///
     /// # Errors
     /// What is wrong with the options; `EEXIST` if the name stays taken, `EINVAL` if lcapd
-    /// serves another file system, `ETIMEDOUT` after [`Self::patience`].
+    /// serves another file system, `EACCES` if it does not want the key, `ETIMEDOUT` after [`Self::patience`].
     pub fn connect(self) -> Result<Mover, ClientError> {
         self.connect_with(None)
     }
@@ -213,9 +226,16 @@ impl MoverBuilder {
             Some(patience) => greeted.wait(patience),
             None => greeted.wait(Duration::from_secs(u64::from(u32::MAX))),
         };
-        let timeout = || ClientError::Timeout {
-            endpoints: endpoints.join(", "),
-            waited: self.patience.unwrap_or_default(),
+        let timeout = || {
+            let (endpoints, waited) = (endpoints.join(", "), self.patience.unwrap_or_default());
+            match mover.shelf.trouble() {
+                Some(trouble) => ClientError::System {
+                    action: format!("connecting to {endpoints}"),
+                    reason: trouble.to_owned(),
+                    errno: libc::ETIMEDOUT,
+                },
+                None => ClientError::Timeout { endpoints, waited },
+            }
         };
         mover.welcome = answer.unwrap_or_else(|| Err(timeout()))?;
         Ok(mover)
@@ -449,7 +469,11 @@ impl Session {
             if let Some(keys) = &self.keys {
                 keys.apply(&socket)?;
             }
-            socket.monitor(&events, zmq::SocketEvent::DISCONNECTED.to_raw().into())?;
+            let wanted = [DISCONNECTED, NOT_ALLOWED, NO_HANDSHAKE[0], NO_HANDSHAKE[1]];
+            socket.monitor(
+                &events,
+                wanted.into_iter().fold(0, |all, event| all | i32::from(event)),
+            )?;
             let monitor = self.context.socket(zmq::PAIR)?;
             monitor.set_linger(0)?;
             monitor.connect(&events)?;
@@ -508,15 +532,33 @@ impl Session {
         }
     }
 
+    /// What libzmq says of the connection.
     fn look_for_cuts(&mut self) {
-        let mut cut = false;
-        while let Some(Ok(_)) = self.monitor.as_ref().map(|m| m.recv_multipart(zmq::DONTWAIT)) {
-            cut = true; // it tells of nothing else
+        let (mut cut, mut unwelcome, mut strangers) = (false, false, false);
+        while let Some(Ok(frames)) = self.monitor.as_ref().map(|m| m.recv_multipart(zmq::DONTWAIT))
+        {
+            let event = frames.first().and_then(|frame| frame.first_chunk::<2>());
+            match event.map(|event| u16::from_ne_bytes(*event)) {
+                Some(NOT_ALLOWED) => unwelcome = true,
+                Some(event) if NO_HANDSHAKE.contains(&event) => strangers = true,
+                _ => cut = true,
+            }
         }
-        if cut {
-            self.protocol.on_disconnected(Instant::now());
-            self.act();
+        let now = Instant::now();
+        if unwelcome {
+            // Else libzmq would knock on and on.
+            (self.socket, self.monitor) = (None, None);
+            self.protocol.on_unwelcome(now);
+        } else if strangers {
+            self.shelf.note_trouble(if self.keys.is_some() {
+                "it breaks the handshake off: the server's key (LCAP_SERVER_KEY) is another lcapd's, or it has none"
+            } else {
+                "it breaks the handshake off: it wants keys (LCAP_SERVER_KEY, LCAP_CLIENT_KEY_FILE)"
+            });
+        } else if cut {
+            self.protocol.on_disconnected(now);
         }
+        self.act();
     }
 }
 

@@ -22,6 +22,8 @@ struct State {
     n_taken: u64,
     reports: Vec<Report>,
     failed: Option<ClientError>,
+    /// Why lcapd has not answered yet, as far as that is known.
+    trouble: Option<&'static str>,
 }
 
 /// What the two share.
@@ -64,6 +66,19 @@ impl Shelf {
         let mut state = self.lock();
         state.failed = Some(error);
         self.show(&mut state);
+    }
+
+    /// Notes why lcapd does not answer. Said once in the log.
+    pub(super) fn note_trouble(&self, trouble: &'static str) {
+        let before = self.lock().trouble.replace(trouble);
+        if before != Some(trouble) {
+            tracing::warn!("lcapd does not answer: {trouble}; will try again");
+        }
+    }
+
+    /// What was noted last.
+    pub(super) fn trouble(&self) -> Option<&'static str> {
+        self.lock().trouble
     }
 
     /// Takes an unread request away again. False if the application has it.

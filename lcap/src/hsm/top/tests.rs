@@ -121,3 +121,94 @@ fn the_frame_shows_counts_and_who_waits() {
     let text = screen::as_text(90, 20, |frame| top.draw(frame, true)).unwrap();
     assert!(text.contains("since the frame before"), "{text}");
 }
+
+fn status(done: u64) -> serde_json::Value {
+    serde_json::json!({
+        "states": {
+            "waiting": {"archive": 1_234_567, "restore": 3, "remove": 0},
+            "running": {"archive": 12, "restore": 1, "remove": 0},
+            "held": {"remove": 2},
+        },
+        "done_archive": done,
+        "failed_archive": 2,
+        "waiting_seconds": {"p50": 3.4, "p90": 20.0, "p99": 75.2, "max": 7300.0},
+        "locks": [{"kind": "archive", "archive_id": 2, "worker": "m2"}, {}],
+        "clients": [
+            {"client_id": "127.0.0.1:7", "status": "init", "batches": []},
+            {"client_id": "m2", "status": "ready", "current_archive": 8, "done_archive": done,
+             "failed_archive": 2},
+            {"client_id": "m1", "status": "disconnected", "current_archive": 4,
+             "disconnected_timestamp": 1_000_000_000_u64},
+        ],
+    })
+}
+
+#[test]
+fn a_frame_of_an_ordinary_terminal_shows_queue_movers_and_actions() {
+    let mut top = top([event(EventKind::New, 7, "ARCHIVE", "WAITING")]);
+    let mut queue = QueueView::new(Duration::from_secs(2));
+    let start = Instant::now();
+    queue.take(status(100), start);
+    queue.take(status(300), start + Duration::from_secs(2));
+    top.queue = Some(queue);
+    top.tick(Instant::now());
+    let text = screen::as_text(80, 24, |frame| top.draw(frame, true)).unwrap();
+    let lines: Vec<&str> = text.lines().map(str::trim_end).collect();
+    let want = [
+        " QUEUE       WAITING DELAYED    HELD RUNNING    DEAD       DONE FAILED   DONE/s",
+        " restore           3       0       0       1       0          0      0      0.0",
+        " remove            0       0       2       0       0          0      0      0.0",
+        " archive   1,234,567       0       0      12       0        300      2    100.0",
+        " waiting for 3s (median), 75s (99 %), the oldest for 2h",
+        " locked: action archive archive 2 worker m2",
+        " locked: everything",
+        "",
+        " MOVER                    STATE         RUNNING        DONE   FAILED   DONE/s",
+    ];
+    assert_eq!(lines[2..11], want, "{text}");
+    assert!(lines[11].starts_with(" m1                       away "), "{text}");
+    assert!(lines[11].ends_with("d         4           0        0      0.0"), "{text}");
+    let m2 = " m2                       ready               8         298        2    100.0";
+    assert_eq!(lines[12..14], [m2, ""], "{text}");
+    assert!(lines[14].starts_with(" MDT          ACTION   STATUS"), "{text}");
+    assert!(lines[15].contains("ARCHIVE  WAITING             1        +1"), "{text}");
+    assert_eq!(lines[23], KEYS, "{text}");
+    // Nobody answers any more.
+    let long_ago = Instant::now().checked_sub(Duration::from_secs(7)).unwrap();
+    top.queue.iter_mut().for_each(|queue| queue.take(status(300), long_ago));
+    let text = screen::as_text(80, 24, |frame| top.draw(frame, true)).unwrap();
+    assert!(text.contains(" queue: no answer for 7s; this is how it was"), "{text}");
+    // The queue alone, then the actions alone.
+    top.key(KeyCode::Char('v'));
+    let text = screen::as_text(80, 24, |frame| top.draw(frame, true)).unwrap();
+    assert!(text.contains(" MOVER") && !text.contains("elm-MDT0000"), "{text}");
+    top.key(KeyCode::Char('v'));
+    let text = screen::as_text(80, 24, |frame| top.draw(frame, true)).unwrap();
+    assert!(!text.contains(" MOVER") && text.contains("elm-MDT0000"), "{text}");
+}
+
+#[test]
+fn many_movers_leave_room_and_can_be_scrolled_through() {
+    let mut top = top([event(EventKind::New, 7, "ARCHIVE", "WAITING")]);
+    let clients: Vec<serde_json::Value> = (10..50)
+        .map(|n| serde_json::json!({"client_id": format!("m{n}"), "status": "ready"}))
+        .collect();
+    let mut queue = QueueView::new(Duration::from_secs(2));
+    queue.take(serde_json::json!({"clients": clients}), Instant::now());
+    top.queue = Some(queue);
+    top.tick(Instant::now());
+    let frame = |top: &mut Top| screen::as_text(80, 24, |f| top.draw(f, true)).unwrap();
+    let text = frame(&mut top);
+    assert!(text.contains(" m14 ") && !text.contains(" m15 "), "{text}");
+    assert!(text.contains("and 35 more") && text.contains("elm-MDT0000"), "{text}");
+    top.key(KeyCode::Char('v'));
+    let text = frame(&mut top);
+    assert!(text.contains(" m10 ") && text.contains(" m20 ") && text.contains("more"), "{text}");
+    (0..100).for_each(|_| assert!(!top.key(KeyCode::Down)));
+    let text = frame(&mut top);
+    assert!(text.contains(" m49 ") && !text.contains("more"), "{text}");
+    // Without the MDTs' lists there is only the queue.
+    top.has_actions = false;
+    let text = frame(&mut top);
+    assert!(text.contains(" QUEUE") && !text.contains("ACTION"), "{text}");
+}

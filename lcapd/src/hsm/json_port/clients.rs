@@ -19,10 +19,12 @@ use serde_json::{Map, Value, json};
 use tracing::{info, warn};
 
 use crate::hsm::lustre::ToLustre;
+use crate::hsm::queue::view::View;
 use crate::hsm::queue::{
     Admitted, Arrival, Event, Outcome, Queue, STATES, State, What, Worker, WorkerSpec,
 };
 use crate::hsm::request::{Kind, Request, Source};
+use crate::hsm::scheduler::slots::Slot;
 use crate::hsm::scheduler::{Lock, Now, Wants};
 
 /// What an item takes of a mover's buffer, besides its data.
@@ -488,6 +490,7 @@ impl Clients {
             put(format!("running_{word}"), count("running"));
             put(format!("pending_{word}"), count("waiting") + count("delayed") + count("held"));
             put(format!("done_{word}"), queue.stats().done[at(kind)]);
+            put(format!("failed_{word}"), queue.stats().failures[at(kind)]);
             cancelled += queue.stats().cancelled[at(kind)];
         }
         let pending_cancel: usize = self.clients.values().map(|c| c.cancels.len()).sum();
@@ -510,8 +513,9 @@ impl Clients {
                 let waiting = queue.iter().filter(|view| {
                     view.request.kind == kind && !matches!(view.state, State::Running { .. })
                 });
-                let mut waiting: Vec<_> = waiting.map(|v| (v.order, brief(v.request))).collect();
-                waiting.sort_by_key(|(order, _)| *order);
+                let turn = |v: View<'_>| ((v.rank, v.order), brief(v.request));
+                let mut waiting: Vec<_> = waiting.map(turn).collect();
+                waiting.sort_by_key(|(turn, _)| *turn);
                 waiting.into_iter().map(|(_, brief)| brief).collect::<Vec<_>>()
             };
             for kind in Kind::ALL {
@@ -530,6 +534,9 @@ impl Clients {
             status.insert(format!("current_{word}"), worker.n_running[at(kind)].into());
             let done = worker.done[at(kind)] + worker.failed[at(kind)];
             status.insert(format!("done_{word}"), done.into());
+            if worker.failed[at(kind)] > 0 {
+                status.insert(format!("failed_{word}"), worker.failed[at(kind)].into());
+            }
         }
         let client = self.by_worker.get(name).and_then(|number| self.clients.get(number));
         let state = match client {
@@ -538,7 +545,18 @@ impl Clients {
             _ => "ready",
         };
         status.insert("status".to_owned(), state.into());
-        status.insert("batches".to_owned(), Vec::<Value>::new().into());
+        let slots = queue.scheduler().slots();
+        let batch = |slot: &Slot| {
+            let tag = slot.tag.as_deref().unwrap_or_default();
+            json!({
+                "hint": String::from_utf8_lossy(tag),
+                "current_count": slots.running(name, tag),
+                "expire_idle_s": slot.idle_until.as_secs(),
+                "expire_max_s": slot.max_until.map_or(0, |until| until.as_secs()),
+            })
+        };
+        let batches: Vec<Value> = slots.of(name).iter().map(batch).collect();
+        status.insert("batches".to_owned(), batches.into());
         if let Some(gone) = worker.gone_at.filter(|_| !worker.connected) {
             let since = gone.saturating_sub(worker.spec.grace).as_nanos();
             let since = i64::try_from(since).unwrap_or(i64::MAX);

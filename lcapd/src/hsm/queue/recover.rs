@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Entry, Queue, Settings, State, Worker};
+use super::{Entry, Queue, Settings, State, Trouble, Worker};
 use crate::hsm::request::Request;
 use crate::hsm::scheduler::hosts::HostSet;
 use crate::hsm::scheduler::{Lock, Now};
@@ -21,6 +21,9 @@ pub struct Saved {
     pub state: SavedState,
     /// Its turn; its id unless it was moved.
     pub order: i64,
+    /// What goes before its turn: those of a lower rank are first.
+    #[serde(default, skip_serializing_if = "is_level")]
+    pub rank: i32,
     /// Hosts that were chosen for it; chosen once, because the choice may depend on data that it changes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hosts: Option<Vec<Box<str>>>,
@@ -96,6 +99,11 @@ fn is_zero(n: &u32) -> bool {
     *n == 0
 }
 
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde's signature
+fn is_level(rank: &i32) -> bool {
+    *rank == 0
+}
+
 impl Entry {
     fn save(&self, workers: &BTreeMap<Arc<str>, Worker>) -> Saved {
         let grace_ms = |worker: &Arc<str>| {
@@ -113,10 +121,11 @@ impl Entry {
                 }
                 State::Dead => SavedState::Dead,
             },
+            rank: self.rank,
             order: self.order,
             hosts: self.hosts.names().map(<[_]>::to_vec),
-            failures: self.failures,
-            error: self.error.clone(),
+            failures: self.failures(),
+            error: self.trouble.as_ref().and_then(|trouble| trouble.error.clone()),
             cancel: self.cancel,
             again: self.again,
             ran: self.ran,
@@ -171,15 +180,18 @@ impl Queue {
         };
         let placing =
             state == State::Waiting && !saved.ran && self.is_to_be_placed(request.kind, &hosts);
+        let (failures, error) = (saved.failures, saved.error);
+        let trouble = failures > 0 || error.is_some();
+        let trouble = trouble.then(|| Box::new(Trouble { failures, error }));
         let entry = Entry {
             request,
             hosts,
-            error: saved.error,
+            trouble,
             state,
+            rank: saved.rank,
             order: saved.order,
             next: 0,
             last: 0,
-            failures: saved.failures,
             cancel: saved.cancel,
             again: saved.again,
             ran: saved.ran,

@@ -568,3 +568,11 @@ fn events_share_the_request() {
     let events = queue.take_events();
     assert!(Arc::ptr_eq(&events[0].request, queue.get(1).unwrap().request));
 }
+
+/// A million of them wait in memory: see also `cargo bench -p lcapd --bench hsm_movers`.
+#[test]
+fn a_request_takes_little_memory() {
+    let entry = size_of::<Entry>() + size_of::<Request>() + 2 * size_of::<usize>();
+    assert!(entry <= 264, "{entry} bytes, and the allocator's own");
+    assert_eq!(size_of::<crate::hsm::scheduler::Turn>(), 24);
+}

@@ -44,6 +44,8 @@ pub struct View<'a> {
     pub request: &'a Arc<Request>,
     /// Where it is.
     pub state: &'a State,
+    /// What goes before its turn: those of a lower rank are first.
+    pub rank: i32,
     /// Its turn.
     pub order: i64,
     /// An earlier request on the same file is in the queue.
@@ -151,11 +153,12 @@ impl Queue {
             id,
             request: &entry.request,
             state: &entry.state,
+            rank: entry.rank,
             order: entry.order,
             blocked: !first && entry.state != State::Dead,
             hosts: &entry.hosts,
-            failures: entry.failures,
-            error: entry.error.as_deref(),
+            failures: entry.failures(),
+            error: entry.trouble.as_ref().and_then(|trouble| trouble.error.as_deref()),
             cancel: entry.cancel,
         }
     }

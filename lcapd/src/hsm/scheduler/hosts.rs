@@ -8,22 +8,26 @@ use crate::hsm::request::{Kind, Request, tag_value};
 
 /// Names of workers that a request may go to; all if it has none.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct HostSet(Option<Arc<[Box<str>]>>);
+pub struct HostSet(Option<Arc<Names>>);
+
+/// Behind a thin pointer, of which each request has one.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Names(Box<[Box<str>]>);
 
 impl HostSet {
     /// Only these.
     pub fn only<S: Into<Box<str>>>(hosts: impl IntoIterator<Item = S>) -> Self {
-        Self(Some(hosts.into_iter().map(Into::into).collect()))
+        Self(Some(Arc::new(Names(hosts.into_iter().map(Into::into).collect()))))
     }
 
     /// Whether a worker of this name may have it.
     pub fn allows(&self, worker: &str) -> bool {
-        self.0.as_deref().is_none_or(|hosts| hosts.iter().any(|host| **host == *worker))
+        self.names().is_none_or(|hosts| hosts.iter().any(|host| **host == *worker))
     }
 
     /// The names, unless it is for all.
     pub fn names(&self) -> Option<&[Box<str>]> {
-        self.0.as_deref()
+        self.0.as_deref().map(|names| &*names.0)
     }
 }
 
@@ -45,6 +49,9 @@ pub enum Rule {
         n_values: u64,
         /// The hosts, not none, each in a set of its own.
         hosts: Vec<HostSet>,
+        /// By highest random weight: another host takes its part of the values, and all others stay where they are. Else
+        /// by remainder, as in coordinatool, where nearly all of them move.
+        rendezvous: bool,
     },
 }
 
@@ -55,10 +62,24 @@ impl Rule {
         Some(Self::Contains { text: text.to_owned(), hosts })
     }
 
+    /// A rule by values goes by highest random weight.
+    #[must_use]
+    pub fn by_rendezvous(mut self) -> Self {
+        if let Self::Hashed { rendezvous, .. } = &mut self {
+            *rendezvous = true;
+        }
+        self
+    }
+
     /// `archive_on_hosts_ch TAG N HOST...`; `None` without a host.
     pub fn hashed(tag: &str, n_values: u64, hosts: &[&str]) -> Option<Self> {
         let hosts: Vec<_> = hosts.iter().map(|host| HostSet::only([*host])).collect();
-        (!hosts.is_empty()).then(|| Self::Hashed { tag: tag.to_owned(), n_values, hosts })
+        (!hosts.is_empty()).then(|| Self::Hashed {
+            tag: tag.to_owned(),
+            n_values,
+            hosts,
+            rendezvous: false,
+        })
     }
 }
 
@@ -76,11 +97,17 @@ pub(super) fn route(rules: &[Rule], request: &Request) -> (HostSet, Option<Box<[
     match found {
         None => everywhere,
         Some(Rule::Contains { hosts, .. }) => (hosts.clone(), None),
-        Some(Rule::Hashed { tag, n_values, hosts }) => {
+        Some(Rule::Hashed { tag, n_values, hosts, rendezvous }) => {
             // A tag that stands only inside of another word says nothing.
             let Some(value) = tag_value(data, tag) else { return everywhere };
             let n_hosts = hosts.len() as u64;
-            let host = |h: u64| hosts[usize::try_from(h % n_hosts).unwrap_or(0)].clone();
+            let host = |h: u64| {
+                let best = hosts.iter().max_by_key(|host| weight(h, host));
+                match best.filter(|_| *rendezvous) {
+                    Some(best) => best.clone(),
+                    None => hosts[usize::try_from(h % n_hosts).unwrap_or(0)].clone(),
+                }
+            };
             if *n_values == 0 {
                 return (host(hash(value)), None);
             }
@@ -101,6 +128,17 @@ fn contains(data: &[u8], text: &[u8]) -> bool {
 pub fn hash(value: &[u8]) -> u64 {
     value.iter().fold(5381, |h: u64, &b| {
         h.wrapping_mul(33).wrapping_add(i64::from(b.cast_signed()).cast_unsigned())
+    })
+}
+
+/// Of a value on a host; each bit depends on all of both.
+fn weight(value: u64, host: &HostSet) -> u64 {
+    let name = host.names().and_then(<[_]>::first).map_or(0, |name| hash(name.as_bytes()));
+    [name, value].into_iter().fold(0_u64, |sum, next| {
+        let mut x = sum.wrapping_add(0x9e37_79b9_7f4a_7c15) ^ next;
+        x = (x ^ x >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        x = (x ^ x >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        x ^ x >> 31
     })
 }
 
@@ -146,6 +184,23 @@ mod tests {
                 assert_eq!(names(&hosts), [all[then]], "{value}");
             }
         }
+    }
+
+    #[test]
+    fn with_another_host_only_those_values_move_that_go_there() {
+        let choose = |all: &[&str], n: u32| {
+            let rules = [Rule::hashed("g=", 0, all).unwrap().by_rendezvous()];
+            let (hosts, _) = route(&rules, &archive(format!("g=group{n}").as_bytes()));
+            names(&hosts)[0].to_owned()
+        };
+        let (three, four) = (["h0", "h1", "h2"], ["h0", "h1", "h2", "h3"]);
+        let mut counts = [0; 4];
+        for n in 0..4000 {
+            let (before, after) = (choose(&three, n), choose(&four, n));
+            assert!(after == before || after == "h3", "{n}: {before}, {after}");
+            counts[four.iter().position(|host| *host == after).unwrap()] += 1;
+        }
+        assert!(counts.iter().all(|&n| (800..1200).contains(&n)), "{counts:?}");
     }
 
     #[test]

@@ -127,7 +127,7 @@ fn shares_take_turns_by_owner_group_project_or_tag() {
         ("gid", ShareBy::Gid, |request, n| request.gid = n),
         ("project", ShareBy::Project, |request, n| request.project = n),
         ("tag", ShareBy::Tag("user=".to_owned()), |request, n| {
-            request.data = format!("x,user={n}").into_bytes().into();
+            request.data = format!("x,user={n}").as_bytes().into();
         }),
     ];
     for (what, share_by, set) in cases {

@@ -223,3 +223,42 @@ fn a_lock_holds_back_work_and_cancels() {
     port.clients.object(2, br#"{"command":"lock","locked":0}"#, &mut port.queue, NOW).unwrap();
     assert_eq!(port.settle(1).len(), 1);
 }
+
+#[test]
+fn a_status_has_the_originals_keys() {
+    use crate::hsm::queue::Settings as QueueSettings;
+    use crate::hsm::scheduler::Settings as SchedulerSettings;
+    use crate::hsm::scheduler::slots::Batching;
+
+    let mut port = Port::new();
+    let (idle, max) = (Duration::from_secs(10), Some(Duration::from_secs(20)));
+    let batching = Some(Batching { idle, max, slots: 2 });
+    let scheduler = SchedulerSettings { batching, ..SchedulerSettings::default() };
+    port.queue = Queue::new(QueueSettings { scheduler, ..QueueSettings::default() });
+    port.say(1, r#"{"command":"ehlo","id":"m1"}"#);
+    port.say(1, r#"{"command":"recv"}"#);
+    port.admit(Kind::Archive, 1, 1, b"tag=a");
+    port.settle(1);
+    port.admit(Kind::Restore, 2, 1, b"");
+    port.admit(Kind::Archive, 3, 1, b"tag=b");
+    let status = port.value(2, r#"{"command":"status","verbose":6}"#);
+    for (key, want) in [("running_archive", 1), ("pending_restore", 1), ("pending_archive", 1)] {
+        assert_eq!(status[key], want, "{key}: {status}");
+    }
+    assert_eq!((&status["clients_connected"], &status["locked"]), (&json!(2), &Value::Null));
+    assert_eq!(status["waiting_restore"][0]["hai_cookie"], 2);
+    let clients = status["clients"].as_array().unwrap();
+    assert_eq!(clients[0], json!({"client_id": "10.0.0.2:2000", "status": "init", "batches": []}));
+    let m1 = &clients[1];
+    assert_eq!((&m1["client_id"], &m1["status"]), (&json!("m1"), &json!("ready")));
+    assert_eq!((&m1["current_archive"], &m1["done_archive"]), (&json!(1), &json!(0)));
+    assert_eq!(m1["active_requests"][0]["hai_data"], "tag=a");
+    let now = NOW.as_secs();
+    assert_eq!(
+        m1["batches"],
+        json!([
+            {"hint": "tag=a", "current_count": 1, "expire_idle_s": now + 10, "expire_max_s": now + 20},
+            {"hint": "", "current_count": 0, "expire_idle_s": 0, "expire_max_s": 0},
+        ])
+    );
+}
