@@ -20,6 +20,8 @@ C_WARNINGS := -Wall -Wextra -Werror
 # Every folder with a Cargo.toml is a module, but for the authors' kit.
 POLICIES := $(filter-out sdk,$(patsubst policies/%/Cargo.toml,%,$(wildcard policies/*/Cargo.toml)))
 
+DENY_FUZZ = $(CARGO) deny --manifest-path fuzz/Cargo.toml --config deny.toml --locked
+
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-build build rust examples test explore deny soak abuse bench demo install install-manual wheel deb rpm test-packages clean
 
@@ -54,7 +56,8 @@ test: setup      ## everything that must pass before a change goes in
 	$(MAKE) --no-print-directory examples PROFILE=debug
 	$(CARGO) test --workspace --locked $(TEST_FLAGS)
 	@if $(CARGO) deny --version >/dev/null 2>&1; then \
-		$(CARGO) deny --locked check --hide-inclusion-graph licenses bans sources; \
+		$(CARGO) deny --locked check --hide-inclusion-graph licenses bans sources && \
+		$(DENY_FUZZ) check --hide-inclusion-graph licenses bans sources; \
 	else echo 'licences of dependencies not checked: no cargo-deny here'; fi
 
 # Other cases than those of `make test`, which are always the same; a failing one says its seed.
@@ -67,6 +70,7 @@ explore: setup   ## property tests and the simulation with cases that were never
 # Compiling cargo-deny takes longer than all tests, and advisories need the network.
 deny:            ## check licences, sources and advisories of dependencies (cargo install cargo-deny)
 	$(CARGO) deny --locked check
+	$(DENY_FUZZ) check
 
 MINUTES ?= 10
 soak: setup      ## kill, stop and cut things for MINUTES=10; ends with a line that says whether anything was lost
@@ -107,10 +111,10 @@ install:         ## install what `make build` made; DESTDIR= PREFIX=/usr LIBDIR=
 	for unit in packaging/systemd/*.service; do \
 		sed -e 's|@SBINDIR@|$(PREFIX)/sbin|' -e 's|@BINDIR@|$(PREFIX)/bin|' "$$unit" \
 			> $(DESTDIR)$(PREFIX)/lib/systemd/system/$$(basename "$$unit") || exit 1; done
+	install -d -m 700 $(DESTDIR)/var/lib/lcap $(DESTDIR)/var/spool/lcap-hsm
 	install -d -m 755 $(DESTDIR)$(PREFIX)/share/lcap/examples
 	install -m 644 packaging/examples/* packaging/grafana/*.json packaging/prometheus/*.yml \
-		$(DESTDIR)$(PREFIX)/share/lcap/examples
-
+		packaging/telegraf-hsm.conf $(DESTDIR)$(PREFIX)/share/lcap/examples
 	$(MAKE) --no-print-directory install-manual OUT='$(OUT)' SHARE='$(DESTDIR)$(PREFIX)/share'
 
 # Pages and completions come from the programs, so they fit them.

@@ -97,6 +97,7 @@ render() { # SOURCE TARGET
 		sed -e '1s/.*/% PAGE 1/' -e 's/^## /### /' "$1" > "$tmp/page.md"
 		go-md2man -in "$tmp/page.md" | sed '/^\.TH/d'
 	} > "$2"
+	chmod 644 "$2"
 }
 
 for page in docs/man/*.md; do
@@ -115,4 +116,4 @@ sed '/^@begin/d' docs/man/lcap.1.md > "$tmp/lcap.1.md"
 render "$tmp/lcap.1.md" "$tmp/lcap.1.more"
 sed -i '/^\.SH VERSION/,$d' "$dir/man1/lcap.1"
 sed -n '/^\.SH/,$p' "$tmp/lcap.1.more" >> "$dir/man1/lcap.1"
-chmod 644 "$dir"/man?/*
+chmod 644 "$dir/man1/lcap.1"

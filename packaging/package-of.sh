@@ -7,6 +7,9 @@
 package_of() {
 	while IFS= read -r path; do
 		case $path in
+		# What a node of workers needs.
+		usr/lib/systemd/system/lcap-hsm-worker* | usr/share/lcap/examples/worker.conf | etc/lcap/worker_posix.toml.sample)
+			package=lcap ;;
 		usr/bin/* | usr/share/man/man1/* | usr/share/bash-completion/* | usr/share/zsh/* | usr/share/fish/*)
 			package=lcap ;;
 		usr/lib*/lcap/policies/* | usr/share/man/man7/lcap-policy.7*) package=lcap-policies ;;

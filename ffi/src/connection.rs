@@ -70,8 +70,7 @@ impl Connection {
     /// What a message came over, if it is still open.
     #[cfg(feature = "zmq")]
     pub fn of_message(message: &mut zmq::Message) -> Option<Self> {
-        // What ZMQ_SRCFD reads.
-        Self::of_fd(message.gets("__fd")?.parse().ok()?)
+        Self::of_fd(fd_of_message(message)?)
     }
 
     /// What of the other side's bytes has arrived, if it is TCP.
@@ -160,6 +159,13 @@ impl Connection {
     }
 }
 
+/// The number of the connection that a message came over; perhaps another's by now.
+#[cfg(feature = "zmq")]
+pub fn fd_of_message(message: &mut zmq::Message) -> Option<c_int> {
+    // What ZMQ_SRCFD reads.
+    message.gets("__fd")?.parse().ok()
+}
+
 /// Wakes when something arrives on one of many connections. One that is closed is watched no more.
 #[derive(Debug)]
 pub struct Arrivals(OwnedFd);
@@ -190,12 +196,30 @@ impl Arrivals {
     /// What the kernel says: it is over, or too many are watched.
     pub fn watch(&self, connection: Connection) -> io::Result<()> {
         // Told once for each arrival, not for as long as libzmq has not read it.
-        let events = (libc::EPOLLIN | libc::EPOLLET).cast_unsigned();
+        self.control(libc::EPOLL_CTL_ADD, libc::EPOLLIN | libc::EPOLLET, connection)
+    }
+
+    /// Watches one more until something arrives on it, and then no more before [`Self::watch_again`].
+    ///
+    /// # Errors
+    /// As [`Self::watch`].
+    pub fn watch_once(&self, connection: Connection) -> io::Result<()> {
+        self.control(libc::EPOLL_CTL_ADD, libc::EPOLLIN | libc::EPOLLONESHOT, connection)
+    }
+
+    /// Watches one once more.
+    ///
+    /// # Errors
+    /// As [`Self::watch`].
+    pub fn watch_again(&self, connection: Connection) -> io::Result<()> {
+        self.control(libc::EPOLL_CTL_MOD, libc::EPOLLIN | libc::EPOLLONESHOT, connection)
+    }
+
+    fn control(&self, how: c_int, events: c_int, connection: Connection) -> io::Result<()> {
+        let events = events.cast_unsigned();
         let mut event = libc::epoll_event { events, u64: u64::from(connection.fd.cast_unsigned()) };
         // SAFETY: `event` is readable; any number may be given for the descriptor.
-        let rc = unsafe {
-            libc::epoll_ctl(self.0.as_raw_fd(), libc::EPOLL_CTL_ADD, connection.fd, &raw mut event)
-        };
+        let rc = unsafe { libc::epoll_ctl(self.0.as_raw_fd(), how, connection.fd, &raw mut event) };
         if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 

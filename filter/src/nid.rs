@@ -135,7 +135,15 @@ impl FromStr for Addresses {
         for range in &mut ranges {
             *range = octets(parts.next().ok_or(BadNidRange)?).ok_or(BadNidRange)?;
         }
-        if parts.next().is_some() { Err(BadNidRange) } else { Ok(Self::Octets(ranges)) }
+        if parts.next().is_some() {
+            return Err(BadNidRange);
+        }
+        // One address, in a way of writing that std does not take: `10.0.0.08`.
+        if ranges.iter().all(|(from, to)| from == to) {
+            let address = u32::from_be_bytes(ranges.map(|(octet, _)| octet));
+            return Ok(Self::V4(address, address));
+        }
+        Ok(Self::Octets(ranges))
     }
 }
 
@@ -217,6 +225,7 @@ mod tests {
             ("192.168.1.1-192.168.1.9@tcp", &[tcp, tcp_large], &[ib1]),
             ("192.168.1.6-192.168.1.9@tcp", &[], &[tcp, tcp_large]),
             ("192.*.[0-3].5@tcp", &[tcp, tcp_large], &[ib1, v6]),
+            ("192.168.001.[5-5]@tcp", &[tcp, tcp_large], &[ib1, v6]),
             ("*@o2ib1", &[ib1, ib1_large], &[tcp, v6]),
             ("*@o2ib", &[], &[ib1, ib1_large]),
             ("*@tcp", &[tcp, v6], &[ib1]),
@@ -233,7 +242,7 @@ mod tests {
                 assert!(!range.contains(*nid), "{text} {nid:?}");
             }
             let again: NidRange = range.to_string().parse().unwrap();
-            assert_eq!(again.to_string(), range.to_string(), "{text}");
+            assert_eq!(again, range, "{text}");
         }
         for bad in [
             "",

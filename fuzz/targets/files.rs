@@ -1,22 +1,6 @@
-//! Any text as the files that an administrator writes: configuration, list of clients, key.
 #![no_main]
 
-use std::path::Path;
+#[path = "../cases/files.rs"]
+mod case;
 
-use lcap_wire::z85::Key;
-use lcapd::config::Config;
-use lcapd::security::Clients;
-use libfuzzer_sys::fuzz_target;
-
-fuzz_target!(|text: &str| {
-    if let Ok(config) = Config::parse(text, Path::new("lcapd.toml")) {
-        assert!(!config.streams.is_empty());
-        let _ = config.warnings();
-    }
-    let _ = Clients::parse(text);
-    for line in text.lines() {
-        if let Ok(key) = Key::from_z85(line) {
-            assert_eq!(key.to_z85(), line, "a key has one text");
-        }
-    }
-});
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| case::run(bytes));

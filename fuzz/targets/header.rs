@@ -1,21 +1,6 @@
-//! Any bytes as what a peer may send: header and body of a data message, hello topic, control
-//! message.
 #![no_main]
 
-use lcap_wire::control::{Request, parse_server_message};
-use lcap_wire::frame::{Header, parse_hello_topic};
-use libfuzzer_sys::fuzz_target;
+#[path = "../cases/header.rs"]
+mod case;
 
-fuzz_target!(|bytes: &[u8]| {
-    let (head, body) = bytes.split_at(bytes.len().min(64));
-    if let Ok(header) = Header::decode(head) {
-        assert_eq!(header.encode(), head, "a header says one thing in one way");
-        let _ = header.check_body(body);
-    }
-    let _ = parse_hello_topic(bytes);
-    if let Ok(request) = serde_json::from_slice::<Request>(bytes) {
-        let again = serde_json::from_slice::<Request>(&request.encode()).expect("our own request");
-        assert_eq!(again, request);
-    }
-    let _ = parse_server_message(bytes);
-});
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| case::run(bytes));

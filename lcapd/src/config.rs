@@ -21,9 +21,11 @@ use toml::Spanned;
 use crate::actions::place::ListPlace;
 use crate::hsm::config::{Hsm, RawHsm};
 use crate::hsm::events::{Told, mdt_of};
+use crate::lease;
 use crate::policy::PolicyConfig;
 use crate::security::SecurityConfig;
 use crate::sink::config::{RawSink, SinkConfig};
+use crate::sink::target::{Credentials, Target};
 use crate::source::SourceUri;
 
 /// A checked configuration.
@@ -70,6 +72,8 @@ pub struct Server {
     pub policy_path: Vec<PathBuf>,
     /// Whose turn it is, if several lcapds share `state_dir`: how long one may be silent.
     pub lease: Option<Duration>,
+    /// Where that is kept, if not in `state_dir`.
+    pub lease_redis: Option<Target>,
     /// What is logged, unless the command line says.
     pub log: Option<String>,
     /// A call into a policy module that takes longer is an error.
@@ -203,6 +207,9 @@ struct RawServer {
     policy_timeout: Option<Span>,
     http: Option<Spanned<String>>,
     lease: Option<Spanned<Span>>,
+    lease_redis: Option<Spanned<String>>,
+    lease_redis_password_file: Option<PathBuf>,
+    lease_redis_ca_file: Option<PathBuf>,
     log: Option<Spanned<String>>,
     allow_plaintext: bool,
 }
@@ -496,11 +503,29 @@ impl RawServer {
             hsm_max_events: self.hsm_max_events.unwrap_or(1_000_000).max(1000),
             policy_path: self.policy_path.clone(),
             lease: self.lease.as_ref().map(|lease| lease.get_ref().0),
+            lease_redis: self.lease_redis(place)?,
             log: self.log.as_ref().map(|log| log.get_ref().clone()),
             policy_timeout: seconds(self.policy_timeout, 10).max(Duration::from_millis(100)),
             http,
             max_connections: self.max_connections.map(|n| n.max(16)),
         })
+    }
+
+    fn lease_redis(&self, place: &Place<'_>) -> Result<Option<Target>, ConfigError> {
+        let Some(url) = &self.lease_redis else { return Ok(None) };
+        let error = |problem: String| place.error(Some(url.span()), "server.lease_redis", problem);
+        let Some(lease) = &self.lease else {
+            return Err(error("it is where `lease` is kept, which says for how long".to_owned()));
+        };
+        let credentials = Credentials {
+            password_file: self.lease_redis_password_file.clone(),
+            ca_file: self.lease_redis_ca_file.clone(),
+            client: None,
+        };
+        // One that does not answer must not take as long as the lease.
+        let timeout = lease.get_ref().0 / lease::RENEWALS;
+        let target = Target::new(url.get_ref(), &credentials, timeout);
+        target.map(Some).map_err(|problem| error(problem.to_string()))
     }
 }
 

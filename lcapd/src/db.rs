@@ -1,12 +1,14 @@
 //! One redb file: opened by one lcapd at a time, of a known schema, written in whole transactions.
 #![forbid(unsafe_code)]
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use redb::{
     Database, ReadTransaction, ReadableDatabase as _, ReadableTable as _, TableDefinition,
     WriteTransaction,
 };
+use tracing::error;
 
 /// Pages that are kept in memory; redb would take a GiB, and all that is read is read once.
 const CACHE_BYTES: usize = 32 << 20;
@@ -97,9 +99,23 @@ impl DbFile {
             source,
         };
         std::fs::create_dir_all(dir).map_err(|error| failed(error.into()))?;
+        survive(|| Self::open_at(path.clone(), schema, take_over, tables))
+            .unwrap_or_else(|| Err(failed(DAMAGED.into())))
+    }
+
+    fn open_at(
+        path: PathBuf,
+        schema: Schema,
+        take_over: bool,
+        tables: impl FnOnce(&WriteTransaction) -> Result<(), redb::Error>,
+    ) -> Result<Self, StoreError> {
+        let failed = |source: Box<dyn std::error::Error + Send + Sync>| StoreError::Open {
+            path: path.clone(),
+            source,
+        };
         let db = match create(&path) {
             Err(redb::DatabaseError::DatabaseAlreadyOpen) if take_over => {
-                leave_behind(&path).map_err(|error| failed(error.into()))?;
+                crate::lease::leave_behind(&path).map_err(|error| failed(error.into()))?;
                 create(&path)
             }
             opened => opened,
@@ -128,10 +144,8 @@ impl DbFile {
     ) -> Result<T, StoreError> {
         let failed = |source| StoreError::Open { path: self.path.clone(), source };
         let Some(db) = &self.db else { return Err(failed("it was not written".into())) };
-        db.begin_read().map_err(|error| failed(error.into())).and_then(|tx| {
-            let read = read(&tx);
-            read.map_err(failed)
-        })
+        let tx = db.begin_read().map_err(|error| failed(error.into()))?;
+        survive(|| read(&tx)).unwrap_or_else(|| Err(DAMAGED.into())).map_err(failed)
     }
 
     /// Writes all that `write` does or nothing; returns when it is on disk.
@@ -146,25 +160,45 @@ impl DbFile {
             Some(db) => db,
             None => create(&self.path).map_err(commit_error)?,
         };
-        let tx = db.begin_write().map_err(commit_error)?;
-        write(&tx).map_err(commit_error)?;
-        tx.commit().map_err(commit_error)?;
-        self.db = Some(db);
+        let written = survive(|| {
+            let tx = db.begin_write().map_err(commit_error)?;
+            write(&tx).map_err(commit_error)?;
+            tx.commit().map_err(commit_error)
+        });
+        let damaged = || StoreError::Open { path: self.path.clone(), source: DAMAGED.into() };
+        match written.unwrap_or_else(|| Err(damaged())) {
+            Ok(()) => self.db = Some(db),
+            Err(error) => {
+                let _ = survive(|| drop(db)); // the first error says more
+                return Err(error);
+            }
+        }
         Ok(())
     }
 }
 
-fn create(path: &Path) -> Result<Database, redb::DatabaseError> {
-    Database::builder().set_cache_size(CACHE_BYTES).create(path)
+/// Closing a file writes to it.
+impl Drop for DbFile {
+    fn drop(&mut self) {
+        let db = self.db.take();
+        if survive(|| drop(db)).is_none() {
+            error!(file = %self.path.display(), "{DAMAGED}");
+        }
+    }
 }
 
-/// Puts a copy in the place of a file that another process has open. What that process was writing
-/// when it lost its right to is not finished in the copy, as after a crash.
-fn leave_behind(path: &Path) -> std::io::Result<()> {
-    let copy = path.with_extension("redb.new");
-    std::fs::copy(path, &copy)?;
-    std::fs::File::open(&copy)?.sync_all()?;
-    std::fs::rename(&copy, path)
+/// What to do about a file in which nothing can be found again.
+const DAMAGED: &str =
+    "the file is damaged; move it away (readers must be registered anew) or take one from a backup";
+
+/// redb checks its file when that was not closed, and otherwise trusts it: where bytes of it were changed, by a
+/// broken disk say, it panics. `None` if it did; all that it had is gone then.
+fn survive<T>(use_file: impl FnOnce() -> T) -> Option<T> {
+    catch_unwind(AssertUnwindSafe(use_file)).ok()
+}
+
+fn create(path: &Path) -> Result<Database, redb::DatabaseError> {
+    Database::builder().set_cache_size(CACHE_BYTES).create(path)
 }
 
 fn prepare(
@@ -205,6 +239,25 @@ mod tests {
         drop(file);
         let older = Schema { version: 2, ..SCHEMA };
         assert!(matches!(open(older), Err(StoreError::Newer { found: 3, known: 2, .. })));
+    }
+
+    /// Bytes that fuzzing found: the number of pages, and the place of the newest commit.
+    #[test]
+    fn a_damaged_file_is_told() {
+        for (at, byte) in [(0x10_0000, 0xff), (0x10, 2), (0x1000, 0xff)] {
+            let dir = tempfile::tempdir().unwrap();
+            let open = || DbFile::open(dir.path(), "x.redb", SCHEMA, false, |_| Ok(()));
+            drop(open().unwrap());
+            let path = dir.path().join("x.redb");
+            let mut bytes = std::fs::read(&path).unwrap();
+            let at = at % bytes.len();
+            bytes[at] = byte;
+            std::fs::write(&path, bytes).unwrap();
+            let read = open().and_then(|file| {
+                file.read(|tx| Ok(tx.open_table(META)?.get("schema")?.map(|v| v.value())))
+            });
+            assert!(matches!(read, Ok(_) | Err(StoreError::Open { .. })), "{at}: {read:?}");
+        }
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! One message from a client: what it says, and who says it.
 #![forbid(unsafe_code)]
 
+use crate::security::taken::Taken;
+
 /// Frames that a request has at most: identity, REQ's delimiter, the request.
 const MAX_FRAMES: usize = 3;
 
@@ -19,7 +21,7 @@ pub struct Received {
 
 /// The next message of a ROUTER socket, if there is one: `Err` with the connection if it has the
 /// wrong number of frames.
-pub fn receive(socket: &zmq::Socket) -> Option<Result<Received, Vec<u8>>> {
+pub fn receive(socket: &zmq::Socket, taken: &Taken) -> Option<Result<Received, Vec<u8>>> {
     let mut frames: Vec<zmq::Message> = Vec::with_capacity(MAX_FRAMES);
     let mut n_frames = 0;
     loop {
@@ -34,6 +36,14 @@ pub fn receive(socket: &zmq::Socket) -> Option<Result<Received, Vec<u8>>> {
             break;
         }
     }
+    if let Some(body) = frames.get_mut(1) {
+        taken.note(body);
+    }
+    sort_out(frames, n_frames)
+}
+
+/// What the first frames of a message of `n_frames` are: `Err` with the connection if these are the wrong number.
+pub fn sort_out(frames: Vec<zmq::Message>, n_frames: usize) -> Option<Result<Received, Vec<u8>>> {
     let mut frames = frames.into_iter();
     let identity = frames.next()?.to_vec();
     let (body, delimiter) = match (frames.next(), frames.next()) {

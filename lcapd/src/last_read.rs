@@ -19,6 +19,7 @@ use lcap_ffi::record::split_first;
 use tracing::warn;
 
 use crate::batch::Batch;
+use crate::lease::leave_behind;
 use crate::overlap::{Digest, KEPT_DIGESTS, digest};
 
 /// Histories that are kept: the store may still be in the one before.
@@ -169,13 +170,17 @@ pub fn known(kept: &[u8], saved: &[Digest], generation: u16) -> Vec<Digest> {
     if newest(&kept) > newest(saved) { kept } else { saved.to_vec() }
 }
 
-/// Opens the file of an MDT, and gives what an earlier life has left there.
+/// Opens the file of an MDT, and gives what an earlier life has left there. With `take_over`, an earlier lcapd
+/// that may still write keeps the old file.
 ///
 /// # Errors
 /// If there can be no such file.
-pub fn open(path: &Path) -> io::Result<(File, Vec<u8>)> {
+pub fn open(path: &Path, take_over: bool) -> io::Result<(File, Vec<u8>)> {
     if let Some(dir) = path.parent() {
         fs::create_dir_all(dir)?;
+    }
+    if take_over && path.exists() {
+        leave_behind(path)?;
     }
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false).mode(0o600);
@@ -263,10 +268,10 @@ mod tests {
     fn a_file_goes_on_where_it_was() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("last-read/a-MDT0000");
-        let (file, kept) = open(&path).unwrap();
+        let (file, kept) = open(&path, false).unwrap();
         assert_eq!(decode(&kept), None);
         LastRead::new(0, Vec::new(), Box::new(file)).note(&batches(&[70])[0]);
-        let (_, kept) = open(&path).unwrap();
+        let (_, kept) = open(&path, true).unwrap();
         assert_eq!((kept.len(), known(&kept, &[], 0).len()), (FILE_BYTES, KEPT_DIGESTS));
     }
 

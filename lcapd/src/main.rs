@@ -12,7 +12,9 @@ use clap::Parser;
 use lcapd::config::Config;
 use lcapd::health::Health;
 use lcapd::http::{Answer, Http};
-use lcapd::lease::Lease;
+use lcapd::lease::files::Files;
+use lcapd::lease::redis::InRedis;
+use lcapd::lease::{Lease, Place};
 use lcapd::supervisor::{Daemon, check, default_config};
 use lcapd::wake::Waker;
 use lcapd::{logging, service};
@@ -115,8 +117,18 @@ fn take_turn(config: &Config, signals: &mut Signals) -> Result<Option<Lease>> {
         service::tell(&[NotifyState::Watchdog]);
         signals.pending().any(|signal| signal != SIGHUP)
     };
-    let lease = Lease::acquire(&config.server.state_dir, length, stop)
-        .with_context(|| format!("lease in {}", config.server.state_dir.display()))?;
+    let dir = &config.server.state_dir;
+    let (place, shown): (Box<dyn Place>, String) = match &config.server.lease_redis {
+        Some(target) => {
+            let mdts: Vec<&str> = config.mdts.iter().map(|mdt| mdt.name.as_str()).collect();
+            (Box::new(InRedis::new(target.clone(), &mdts, length)), target.to_string())
+        }
+        None => {
+            let shown = dir.display().to_string();
+            (Box::new(Files::new(dir).with_context(|| format!("lease in {shown}"))?), shown)
+        }
+    };
+    let lease = Lease::acquire(place, length, stop).with_context(|| format!("lease in {shown}"))?;
     waiting.stop();
     if let Some(lease) = &lease {
         // Nothing may be written or sent any more, whatever other threads are doing.

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod doorman;
+pub mod taken;
 pub mod zap;
 
 use std::collections::HashMap;
@@ -23,6 +24,8 @@ use lcap_wire::z85::Key;
 use lcapclient::KeyPair;
 use serde::Deserialize;
 use tracing::{info, warn};
+
+use self::taken::Taken;
 
 /// `[security]` of the configuration.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
@@ -247,6 +250,8 @@ pub struct Access {
     clients: Option<Arc<RwLock<Arc<Clients>>>>,
     /// What was refused, and why.
     pub refusals: Arc<Refusals>,
+    /// Messages taken, by connection.
+    pub taken: Taken,
 }
 
 impl Access {

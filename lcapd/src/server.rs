@@ -351,7 +351,7 @@ impl Server {
         for socket in 0..self.sockets.len() {
             let mut taken = 0;
             while taken < BURST
-                && let Some(received) = intake::receive(&self.sockets[socket])
+                && let Some(received) = intake::receive(&self.sockets[socket], &self.access.taken)
             {
                 match received {
                     Ok(received) => self.take_request(socket, received, now),

@@ -306,7 +306,7 @@ impl Daemon {
                 max_lag: stream.max_lag,
             });
         }
-        let hsm = HsmActions::start(config, &mut intake)?;
+        let hsm = HsmActions::start(config, lease, &mut intake)?;
         let units = units(config, &hsm)?;
         let mdt_setups: Vec<MdtSetup> = units.iter().map(Unit::setup).collect();
         let settings = Settings {
@@ -353,7 +353,7 @@ impl Daemon {
             let log = match mdt.kind {
                 StreamKind::Changelog => {
                     let path = config.server.state_dir.join("last-read").join(&key);
-                    let (file, kept) = last_read::open(&path)
+                    let (file, kept) = last_read::open(&path, lease.is_needed())
                         .with_context(|| format!("what was read last, in {}", path.display()))?;
                     let known = last_read::known(&kept, &tail, generation);
                     new(known.clone()).noting(LastRead::new(generation, known, Box::new(file)))
@@ -756,15 +756,18 @@ struct HsmMdt {
 
 impl HsmActions {
     /// Begins to read the lists of the MDTs, if there is a stream for that.
-    fn start(config: &Config, intake: &mut Stage) -> Result<Self> {
+    fn start(config: &Config, lease: &Lease, intake: &mut Stage) -> Result<Self> {
         let mut hsm = Self::default();
         if !config.streams.iter().any(|stream| stream.kind == StreamKind::Hsm) {
             return Ok(hsm);
         }
+        let journal = |dir: &Path| {
+            Journal::taken_over(dir, config.server.hsm_max_events, lease.clone()).map(Arc::new)
+        };
         for mdt in &config.mdts {
             let Some(place) = mdt.hsm_place() else { continue };
             let dir = config.server.state_dir.join("hsm").join(mdt.name.as_str());
-            let journal = Arc::new(Journal::open(&dir, config.server.hsm_max_events)?);
+            let journal = journal(&dir)?;
             let waker = Waker::new()?;
             let due = Due::new(waker.clone());
             let stats = Arc::new(PollerStats::default());
@@ -790,7 +793,7 @@ impl HsmActions {
         }
         for name in config.request_mdts() {
             let dir = config.server.state_dir.join("hsm").join(name.as_str());
-            let journal = Arc::new(Journal::open(&dir, config.server.hsm_max_events)?);
+            let journal = journal(&dir)?;
             let (place, stats) = ("requests of lcapd".to_owned(), PollerStats::here());
             hsm.mdts.push(HsmMdt { name, place, journal, due: None, stats: Arc::new(stats) });
         }

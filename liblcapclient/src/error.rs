@@ -8,7 +8,9 @@ use std::time::Duration;
 #[non_exhaustive]
 pub enum ClientError {
     /// No server answered.
-    #[error("no answer from {endpoints} within {waited:?}; is lcapd running there?")]
+    #[error(
+        "no answer from {endpoints} within {waited:?}; is lcapd running there, and if it has keys, does it know ours?"
+    )]
     Timeout {
         /// Every server that was asked.
         endpoints: String,

@@ -3,7 +3,7 @@
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use lcap_tests::abuse::{Abuse, Targets};
+use lcap_tests::abuse::{Abuse, Targets, endless};
 use lcap_tests::daemon::{Daemon, Setup, wait_until};
 use lcap_wire::control::From;
 
@@ -120,6 +120,38 @@ fn a_flood_of_subscriptions_is_cut() {
         drop(sockets);
         honest.read(2000);
     }
+}
+
+/// libzmq keeps the parts of a message until the last has come, which never does.
+#[test]
+fn a_message_without_end_is_cut() {
+    const MOST: usize = 1 << 30;
+    let more = "[hsm]\nfsname = \"lustre\"\nmovers = \"tcp://127.0.0.1:*\"";
+    let setup = Setup::new().on_tcp().server("http = \"127.0.0.1:0\"\nmemory_limit = \"16MiB\"");
+    let setup = setup.mdt(MDT, "sim:rate=2000").broadcast("changelog", "").queue("work", "");
+    let daemon = setup.more(more).start();
+    let mut honest = Honest::new(&daemon);
+    honest.read(500);
+    let log = daemon.log();
+    let movers = log.split("movers are served").nth(1).unwrap().split_once("tcp://").unwrap().1;
+    let movers = movers.split_once('"').unwrap().0.to_owned();
+    let host = |endpoint: &str| endpoint.trim_start_matches("tcp://").to_owned();
+    let doors = [
+        host(daemon.setup().control_endpoint()),
+        host(daemon.setup().publish_endpoint("work")),
+        movers,
+    ];
+    let (_, before) = daemon.memory();
+    for door in &doors {
+        let sent = endless(door, MOST);
+        assert!((16 << 20..MOST).contains(&sent), "{door}: {sent} bytes");
+        honest.read(200);
+    }
+    wait_until("all three are counted", || refused(&daemon, "limit") >= 3.0);
+    assert!(daemon.log().contains("a message without end"));
+    let (peak, _) = daemon.memory();
+    let grown = peak.saturating_sub(before) >> 20;
+    assert!(grown < 400, "{grown} MiB more at the worst moment");
 }
 
 #[test]

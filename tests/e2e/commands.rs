@@ -124,7 +124,7 @@ fn without_a_daemon_there_is_an_error_in_time() {
     let output = command.env("LCAP_TIMEOUT_MS", "200").output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(errors.contains("is lcapd running there?"), "{errors}");
+    assert!(errors.contains("is lcapd running there, and if it has keys"), "{errors}");
 }
 
 #[test]

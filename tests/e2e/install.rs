@@ -42,6 +42,12 @@ fn everything_is_where_it_belongs_and_works_from_there() {
         ("usr/include/lcap_changelog.h", false),
         ("usr/include/lcap_policy.h", false),
         ("usr/lib/systemd/system/lcapd.service", false),
+        ("usr/lib/systemd/system/lcapd@.service", false),
+        ("usr/lib/systemd/system/lcap-hsm-worker@.service", false),
+        ("usr/share/lcap/examples/lcapd.json", false),
+        ("usr/share/lcap/examples/lcap.rules.yml", false),
+        ("usr/share/lcap/examples/worker.conf", false),
+        ("usr/share/bash-completion/completions/lcap", false),
         ("etc/lcap/lcapd.toml.sample", false),
     ] {
         let meta = fs::metadata(at(path)).unwrap_or_else(|error| panic!("{path}: {error}"));

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use lcap_tests::daemon::{Daemon, Setup, wait_until};
+use lcap_tests::impostors::{record_registration, replay};
 use lcap_tests::secured::Secured;
 use lcap_wire::control::From;
 use lcapclient::{ClientError, Control, KeyPair, Keys};
@@ -132,6 +133,32 @@ fn revocation_ends_the_session() {
     daemon.signal(Signal::HUP);
     wait_until("the log tells", || daemon.log().contains("not everything was read again"));
     read_on(2000);
+}
+
+/// An administrator's registration, recorded from the first byte on and said again, as it was and with any bit
+/// of it turned, changes nothing; each is counted, and the log says where it came from.
+#[test]
+fn recorded_handshakes_are_refused() {
+    let (daemon, secured) = start("sim:records=10");
+    let recorded = record_registration(&daemon, &secured);
+    assert!(recorded.len() > 64 + 200 + 200, "greeting, HELLO, INITIATE and a request");
+    assert!(!recorded.windows(5).any(|bytes| bytes == b"ghost"), "it is encrypted");
+    let before = refused(&daemon, "handshake");
+    let address = daemon.setup().control_endpoint().trim_start_matches("tcp://").to_owned();
+    for nth in 0..20 {
+        assert!(replay(&address, &recorded, nth % 2 == 0), "{nth}");
+    }
+    wait_until("all of them are counted", || refused(&daemon, "handshake") >= before + 20.0);
+    for nth in 0..40 {
+        let mut bytes = recorded.clone();
+        let at = 64 + nth * (bytes.len() - 64) / 40;
+        bytes[at] ^= 1 << (nth % 8);
+        assert!(replay(&address, &bytes, nth % 2 == 0), "{nth}");
+    }
+    assert!(daemon.control().readers(None).unwrap().is_empty(), "no ghost");
+    let log = daemon.log();
+    assert!(log.contains("a handshake at tcp://127.0.0.1:"), "{log}");
+    assert!(log.contains("client=\"127.0.0.1\""), "{log}");
 }
 
 #[test]

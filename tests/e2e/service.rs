@@ -5,6 +5,7 @@ use std::process::{Child, Command, Stdio};
 
 use lcap_tests::daemon::{PATIENCE, Setup, wait_until};
 use lcap_tests::programs::program;
+use lcap_wire::control::From;
 use rustix::process::{Pid, Signal, kill_process};
 
 const MDT: &str = "lustre-MDT0000";
@@ -101,4 +102,71 @@ fn capabilities_are_given_up() {
             }
         }
     }
+}
+
+/// The fields of one datagram in the journal's own format.
+fn fields(mut bytes: &[u8]) -> Vec<(String, String)> {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let mut fields = Vec::new();
+    while let Some(end) = bytes.iter().position(|&byte| byte == b'\n') {
+        let (line, rest) = (&bytes[..end], &bytes[end + 1..]);
+        if let Some(at) = line.iter().position(|&byte| byte == b'=') {
+            fields.push((text(&line[..at]), text(&line[at + 1..])));
+            bytes = rest;
+        } else {
+            let (len, rest) = rest.split_first_chunk().expect("a length");
+            let len = usize::try_from(u64::from_le_bytes(*len)).unwrap();
+            fields.push((text(line), text(&rest[..len])));
+            bytes = &rest[len + 1..];
+        }
+    }
+    fields
+}
+
+/// The journal is played by the test: lcapd has a mount namespace of its own, in which the journal's socket is
+/// another.
+#[test]
+#[cfg_attr(no_tmpfs, ignore = "no right to mount a tmpfs here")]
+fn the_journal_can_be_asked_for_mdt_stream_and_reader() {
+    const IN_NAMESPACE: &str = "mount -t tmpfs tmpfs /run && mkdir -p /run/systemd/journal && \
+        mount --bind \"$1\" /run/systemd/journal && shift && exec \"$@\"";
+    let mut daemon = Setup::new().mdt(MDT, "sim:rate=10").broadcast("changelog", "").start();
+    daemon.stop(); // only its files are wanted
+    let dir = daemon.dir().join("journal");
+    std::fs::create_dir(&dir).unwrap();
+    let socket = UnixDatagram::bind(dir.join("socket")).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut child = Command::new("unshare");
+    child.args(["--mount", "--propagation", "private", "sh", "-c", IN_NAMESPACE, "sh"]).arg(&dir);
+    child.arg(program("lcapd")).arg("-c").arg(daemon.config());
+    child.env("JOURNAL_STREAM", "8:1").env_remove("LCAP_LOG").stdin(Stdio::null());
+    let child = Killed(child.spawn().unwrap());
+
+    let await_entry = |wanted: &[(&str, &str)]| {
+        let mut buf = vec![0; 64 << 10];
+        let mut seen = Vec::new();
+        loop {
+            let n =
+                socket.recv(&mut buf).unwrap_or_else(|e| panic!("no {wanted:?}: {e}\n{seen:#?}"));
+            let entry = fields(&buf[..n]);
+            let has = |&(name, value): &(&str, &str)| {
+                entry.iter().any(|(own, is)| own == name && is.contains(value))
+            };
+            if wanted.iter().all(has) {
+                return;
+            }
+            seen.push(entry);
+        }
+    };
+    await_entry(&[
+        ("MESSAGE", "lcapd is ready"),
+        ("PRIORITY", "5"),
+        ("SYSLOG_IDENTIFIER", "lcapd"),
+    ]);
+    daemon.control().register("changelog", "audit", Vec::new(), From::Oldest).unwrap();
+    await_entry(&[("STREAM", "changelog"), ("READER", "audit")]);
+    let mut client = daemon.client(MDT, "changelog").reader(Some("audit")).connect().unwrap();
+    client.recv().unwrap().unwrap();
+    await_entry(&[("MDT", MDT), ("STREAM", "changelog"), ("READER", "audit")]);
+    drop(child);
 }

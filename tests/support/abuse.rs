@@ -67,12 +67,21 @@ impl Abuse {
         abuse.attack(seed + 1, move |rng| frames(rng, &zmtp));
         abuse.attack(seed + 2, move |rng| requests(rng, &control));
         abuse.attack(seed + 3, move |rng| subscriptions(rng, &streams));
+        let control = targets.control.clone();
+        abuse.attack(seed + 5, move |rng| {
+            endless(&control, 8 << 20);
+            thread::sleep(Duration::from_millis(rng.below(200)));
+        });
         let http = targets.http.clone();
         abuse.attack(seed + 4, move |rng| slow_http(rng, &http));
         abuse
     }
 
-    fn attack(&mut self, seed: u64, mut blow: impl FnMut(&mut Rng) + Send + 'static) {
+    /// Adds an attacker.
+    ///
+    /// # Panics
+    /// If its thread cannot be started.
+    pub fn attack(&mut self, seed: u64, mut blow: impl FnMut(&mut Rng) + Send + 'static) {
         let (stop, n_blows) = (Arc::clone(&self.stop), Arc::clone(&self.n_blows));
         let mut rng = Rng::new(seed);
         let attack = move || {
@@ -102,7 +111,8 @@ impl Abuse {
     }
 }
 
-fn connect(address: &str) -> Option<TcpStream> {
+/// A connection that does not wait for long.
+pub(crate) fn connect(address: &str) -> Option<TcpStream> {
     let address: SocketAddr = address.parse().ok()?;
     let stream = TcpStream::connect_timeout(&address, Duration::from_secs(1)).ok()?;
     stream.set_read_timeout(Some(Duration::from_millis(20))).ok()?;
@@ -129,19 +139,32 @@ fn garbage(rng: &mut Rng, addresses: &[String]) {
     }
 }
 
-/// A right greeting, then frames that are wrong, too long, or without end.
-fn frames(rng: &mut Rng, addresses: &[String]) {
-    let address: &String = any(rng, addresses);
-    let Some(mut stream) = connect(address) else { return };
-    let mut sent = greeting();
-    // READY with a property; every now and then cut short.
-    let socket = ["DEALER", "SUB", "REQ", "PUB"];
-    let socket = any(rng, &socket);
+/// Shakes hands as a socket of that type: true if the other side has, too.
+fn shake_hands(stream: &mut TcpStream, socket: &str) -> bool {
+    let mut said = greeting();
     let mut ready = b"\x05READY\x0bSocket-Type\0\0\0".to_vec();
     ready.push(u8::try_from(socket.len()).unwrap_or(0));
     ready.extend_from_slice(socket.as_bytes());
-    sent.extend_from_slice(&[4, u8::try_from(ready.len()).unwrap_or(0)]);
-    sent.extend_from_slice(&ready);
+    said.extend_from_slice(&[4, u8::try_from(ready.len()).unwrap_or(0)]);
+    said.extend_from_slice(&ready);
+    let mut head = [0; 64 + 2];
+    let _ = stream.set_read_timeout(Some(Duration::from_secs(1)));
+    stream.write_all(&said).is_ok()
+        && stream.read_exact(&mut head).is_ok()
+        && stream.read_exact(&mut vec![0; head[65].into()]).is_ok()
+        && stream.set_read_timeout(Some(Duration::from_millis(20))).is_ok()
+}
+
+/// A right handshake, then frames that are wrong, too long, or without end.
+fn frames(rng: &mut Rng, addresses: &[String]) {
+    let address: &String = any(rng, addresses);
+    let Some(mut stream) = connect(address) else { return };
+    let kinds = ["DEALER", "SUB", "REQ", "PUB"];
+    let kind = kinds[rng.index(kinds.len())];
+    if !shake_hands(&mut stream, kind) {
+        return;
+    }
+    let mut sent = Vec::new();
     for _ in 0..rng.below(50) {
         let flags = u8::try_from(rng.below(8)).unwrap_or(0);
         if flags & 2 == 0 {
@@ -158,6 +181,23 @@ fn frames(rng: &mut Rng, addresses: &[String]) {
     let sent = if rng.below(4) == 0 { &sent[..cut] } else { &sent[..] };
     let _ = stream.write_all(sent);
     let _ = stream.read(&mut [0; 256]);
+}
+
+/// A message that has no last part. How many bytes of it were taken, at most so many.
+pub fn endless(address: &str, most: usize) -> usize {
+    let Some(mut stream) = connect(address) else { return 0 };
+    let _ = stream.set_write_timeout(Some(Duration::from_secs(10)));
+    if !shake_hands(&mut stream, "DEALER") {
+        return 0;
+    }
+    let mut part = vec![3]; // a long frame, and more to come
+    part.extend_from_slice(&(64_u64 << 10).to_be_bytes());
+    part.resize(part.len() + (64 << 10), 0);
+    let mut sent = 0;
+    while sent < most && stream.write_all(&part).is_ok() {
+        sent += part.len();
+    }
+    sent
 }
 
 /// Requests, right and mutated, as fast as the socket takes them.

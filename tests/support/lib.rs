@@ -8,6 +8,7 @@
 //!   consumers of lustre-hsm-action-stream see.
 //! * [`campaign`]: real processes that are killed, stopped and cut off; [`proxy`] does the cutting.
 //!   They write a [`journal`], and [`check`] reads it.
+//! * [`abuse`]: floods and garbage; [`impostors`]: the same of those that have keys.
 #![forbid(unsafe_code)]
 
 pub mod abuse;
@@ -17,6 +18,7 @@ pub mod contract;
 pub mod daemon;
 pub mod disk;
 pub mod hsm;
+pub mod impostors;
 pub mod journal;
 pub mod lists;
 pub mod programs;

@@ -27,6 +27,8 @@ use command::{Batch, Ended};
 
 /// How long a question for work stays open.
 const WAIT: Duration = Duration::from_secs(5);
+/// How long a report waits for its answer before it is sent again.
+const REPORT: Duration = Duration::from_secs(5);
 /// Before lcapd is asked again after it did not answer.
 const AGAIN: Duration = Duration::from_secs(1);
 
@@ -137,7 +139,8 @@ pub(crate) fn run(args: &WorkerArgs) -> Result<()> {
         })
         .collect();
     let identity = WorkerState { worker: name, instance: random(), ..WorkerState::default() };
-    let mut reporter = Reporter { control: crate::control()?, identity: identity.clone() };
+    let mut reporter =
+        Reporter { control: crate::control()?.with_timeout(REPORT), identity: identity.clone() };
     let for_reports = Arc::clone(&shared);
     let reports = thread::spawn(move || reporter.run(&for_reports));
 
@@ -346,6 +349,10 @@ impl Reporter {
                         stop(shared, &told);
                     }
                     return true;
+                }
+                // It has nothing to lose: lcapd finds out by itself, and may be stopping, too.
+                Err(_) if report.bye && report.done.is_empty() && report.returned.is_empty() => {
+                    return false;
                 }
                 Err(error) if report.bye && Instant::now() > until => {
                     eprintln!(

@@ -29,6 +29,7 @@ use super::segment::{
     EventReader, FRAME_BYTES, Frame, FrameKind, HEAD_BYTES, body_of, frame_at, read_events,
     read_head, write_frame, write_head,
 };
+use crate::lease::{Lease, leave_behind};
 
 /// Events are made durable, and given to readers, after so many bytes at the latest.
 const SYNC_BYTES: u64 = 8 << 20;
@@ -64,6 +65,7 @@ pub struct Draft<'a> {
 pub struct Journal {
     dir: PathBuf,
     max_events: u64,
+    lease: Lease,
     writing: Mutex<Writing>,
     shared: Mutex<Shared>,
 }
@@ -116,6 +118,15 @@ impl Journal {
     /// # Errors
     /// [`JournalError`].
     pub fn open(dir: &Path, max_events: u64) -> Result<Self, JournalError> {
+        Self::taken_over(dir, max_events, Lease::not_needed())
+    }
+
+    /// The same, perhaps from another lcapd that may still have it open: that one keeps the old file. Nothing is written
+    /// or removed while the lease is not held.
+    ///
+    /// # Errors
+    /// [`JournalError`].
+    pub fn taken_over(dir: &Path, max_events: u64, lease: Lease) -> Result<Self, JournalError> {
         let failed = |action| move |source| JournalError { path: dir.to_owned(), action, source };
         fs::create_dir_all(dir).map_err(failed("create the directory"))?;
         let mut segments = list(dir).map_err(failed("list the directory"))?;
@@ -125,6 +136,9 @@ impl Journal {
         }
         let newest = segments.last().copied().unwrap_or(1);
         let path = dir.join(segment_name(newest));
+        if lease.is_needed() {
+            leave_behind(&path).map_err(failed("take it over"))?;
+        }
         let mut open = OpenOptions::new();
         let file = open.read(true).write(true).open(&path).map_err(failed("open it"))?;
         let writing = recover(dir, file).map_err(failed("read it"))?;
@@ -137,7 +151,7 @@ impl Journal {
             readers: Vec::new(),
         };
         let (writing, shared) = (Mutex::new(writing), Mutex::new(shared));
-        Ok(Self { dir: dir.to_owned(), max_events, writing, shared })
+        Ok(Self { dir: dir.to_owned(), max_events, lease, writing, shared })
     }
 
     /// The index of the next event.
@@ -214,6 +228,9 @@ impl Journal {
             if is_cleared {
                 shared.overflowed = false;
             }
+            if !self.lease.is_held() {
+                return;
+            }
             shared.segments.remove(0);
             let path = self.dir.join(segment_name(oldest));
             if let Err(error) = fs::remove_file(&path) {
@@ -244,6 +261,11 @@ impl Journal {
         let mut shared = lock(&self.shared);
         shared.readers.retain(|reader| reader.strong_count() > 0);
         shared.readers.push(Arc::downgrade(fd));
+    }
+
+    fn may_write(&self) -> io::Result<()> {
+        let error = || io::Error::other("another lcapd may be at work");
+        if self.lease.is_held() { Ok(()) } else { Err(error()) }
     }
 
     fn failed(&self, action: &'static str) -> impl FnOnce(io::Error) -> JournalError + '_ {
@@ -491,6 +513,7 @@ impl Writer<'_> {
         if self.n_in_frame == 0 {
             return Ok(());
         }
+        self.journal.may_write().map_err(self.journal.failed("write"))?;
         let first = self.next - u64::from(self.n_in_frame);
         let written = write_frame(
             &self.writing.file,
@@ -580,6 +603,7 @@ impl Writer<'_> {
         let (old, reader) = (&writing.file, &mut writing.reader);
         reader.forget();
         let mut places = Vec::with_capacity(order.len());
+        self.journal.may_write()?;
         let (file, end) = create_segment(&self.journal.dir, first, |file| {
             let (mut end, mut frame, mut n_events, mut index) = (HEAD_BYTES, Vec::new(), 0, 0);
             for &position in &order {
@@ -599,6 +623,7 @@ impl Writer<'_> {
             if n_events > 0 {
                 end = write_frame(file, end, FrameKind::Checkpoint, index, n_events, &frame)?;
             }
+            self.journal.may_write()?; // it took a while
             Ok(end)
         })?;
         for (&position, &at) in order.iter().zip(&places) {
@@ -636,7 +661,7 @@ fn list(dir: &Path) -> io::Result<Vec<u64>> {
         let entry = entry?;
         let name = entry.file_name();
         let name = name.to_string_lossy();
-        if name.ends_with(".tmp") {
+        if name.ends_with(".tmp") || name.ends_with(".new") {
             fs::remove_file(entry.path())?;
         } else if let Some(first) = name.strip_suffix(".events").and_then(|n| n.parse().ok()) {
             segments.push(first);

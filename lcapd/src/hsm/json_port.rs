@@ -5,7 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod clients;
-mod split;
+pub mod split;
 
 use std::collections::HashMap;
 use std::io::{self, ErrorKind, Read as _, Write as _};

@@ -65,6 +65,7 @@ impl MoverSocket {
             while self.socket.get_rcvmore().unwrap_or(false) {
                 let mut frame = self.socket.recv_msg(zmq::DONTWAIT).ok()?;
                 if frames.is_empty() {
+                    self.access.taken.note(&mut frame);
                     admitted = self.admits(&peer, &mut frame);
                 }
                 frames.push(frame.to_vec());

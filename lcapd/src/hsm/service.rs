@@ -408,6 +408,8 @@ impl std::fmt::Debug for Service {
 pub fn router(context: &zmq::Context) -> Result<zmq::Socket, zmq::Error> {
     let socket = context.socket(zmq::ROUTER)?;
     socket.set_linger(200)?;
+    // Whoever connects and says nothing is not to keep a descriptor for long.
+    socket.set_handshake_ivl(5_000)?;
     socket.set_rcvhwm(1000)?;
     // What a mover has credit for is sent; it must not be held up by another that does not read.
     socket.set_sndhwm(0)?;

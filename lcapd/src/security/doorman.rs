@@ -1,10 +1,14 @@
 //! How many connections there may be, in all and from one address, and how much those to broadcast
-//! streams may say.
+//! streams may say, and others without ever coming to an end.
 //!
 //! libzmq accepts as many as there are descriptors, and when these are gone nothing else works either. An
 //! XPUB socket takes in every subscription that is there before it lets its owner see the first one, and
 //! takes longer for it than a client takes to send more. So who says too much is found by what has arrived on
 //! its connection, on another thread than that.
+//!
+//! A message of any other client is bounded by frame only. libzmq keeps the frames until the last one has
+//! come, however many there are, and nobody sees them. So bytes are counted that have arrived since a whole message was
+//! taken from the connection.
 #![forbid(unsafe_code)]
 
 use std::collections::HashMap;
@@ -22,6 +26,34 @@ const MODEST_BYTES: u64 = 4 << 10;
 /// After so many seconds what was said does not count any more.
 const FORGOTTEN_SECONDS: u64 = 8;
 
+/// Bytes that a client may have sent since its last whole message; the longest one of a mover has less.
+const MAX_UNFINISHED_BYTES: u64 = 32 << 20;
+/// Of all of them together, and how little does not count then.
+const MAX_ALL_UNFINISHED_BYTES: u64 = 128 << 20;
+const MODEST_UNFINISHED_BYTES: u64 = 1 << 20;
+/// What has arrived may be whole, and not taken yet.
+const TAKEN_WITHIN: Duration = Duration::from_millis(100);
+
+/// How a client speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Manner {
+    /// It only subscribes.
+    Subscribes,
+    /// It sends messages, of which so many were taken.
+    Asks(u32),
+}
+
+/// What is to be done about a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Nothing.
+    Fine,
+    /// Look again soon.
+    Doubtful,
+    /// Cut it, and why.
+    Cut(&'static str),
+}
+
 /// Counts connections.
 #[derive(Debug)]
 pub struct Doorman {
@@ -30,6 +62,7 @@ pub struct Doorman {
     by_number: HashMap<i32, Guest>,
     by_address: HashMap<IpAddr, usize>,
     all_said: Said,
+    all_unfinished: u64,
 }
 
 /// Bytes, of which a part is forgotten each second.
@@ -58,6 +91,10 @@ struct Guest {
     address: Option<IpAddr>,
     n_received: u64,
     said: Said,
+    manner: Manner,
+    /// Bytes since the last message that was taken.
+    unfinished: u64,
+    doubtful_since: Option<Duration>,
 }
 
 impl Doorman {
@@ -68,11 +105,17 @@ impl Doorman {
             by_number: HashMap::new(),
             by_address: HashMap::new(),
             all_said: Said::default(),
+            all_unfinished: 0,
         }
     }
 
     /// A connection was accepted. The answer is why it is to be cut, if it is.
-    pub fn enter(&mut self, number: i32, connection: Connection) -> Option<&'static str> {
+    pub fn enter(
+        &mut self,
+        number: i32,
+        connection: Connection,
+        manner: Manner,
+    ) -> Option<&'static str> {
         self.leave(number); // its end was not told
         let address = connection.peer();
         let from_there = address.map_or(0, |address| {
@@ -80,7 +123,15 @@ impl Doorman {
             *count += 1;
             *count
         });
-        let guest = Guest { connection, address, n_received: 0, said: Said::default() };
+        let guest = Guest {
+            connection,
+            address,
+            n_received: 0,
+            said: Said::default(),
+            manner,
+            unfinished: 0,
+            doubtful_since: None,
+        };
         self.by_number.insert(number, guest);
         self.excess(from_there)
     }
@@ -116,6 +167,46 @@ impl Doorman {
         }
     }
 
+    /// A client has sent so many bytes, altogether, by now, and so many messages of it were taken.
+    pub fn wait_for(
+        &mut self,
+        number: i32,
+        n_received: u64,
+        n_taken: u32,
+        now: Duration,
+    ) -> Verdict {
+        let Some(guest) = self.by_number.get_mut(&number) else { return Verdict::Fine };
+        let before = guest.unfinished;
+        let new = n_received.saturating_sub(std::mem::replace(&mut guest.n_received, n_received));
+        let manner = Manner::Asks(n_taken);
+        let is_same = std::mem::replace(&mut guest.manner, manner) == manner;
+        guest.unfinished = if is_same { before + new } else { 0 };
+        self.all_unfinished = self.all_unfinished - before + guest.unfinished;
+        let is_too_much = guest.unfinished > MAX_UNFINISHED_BYTES
+            || self.all_unfinished > MAX_ALL_UNFINISHED_BYTES
+                && guest.unfinished > MODEST_UNFINISHED_BYTES;
+        if !is_too_much {
+            guest.doubtful_since = None;
+            return Verdict::Fine;
+        }
+        let since = *guest.doubtful_since.get_or_insert(now);
+        if now >= since + TAKEN_WITHIN {
+            Verdict::Cut("a message without end")
+        } else {
+            Verdict::Doubtful
+        }
+    }
+
+    /// Whether it only subscribes.
+    pub fn subscribes(&self, number: i32) -> bool {
+        self.by_number.get(&number).is_some_and(|guest| guest.manner == Manner::Subscribes)
+    }
+
+    /// The other side's address.
+    pub fn address(&self, number: i32) -> Option<IpAddr> {
+        self.by_number.get(&number)?.address
+    }
+
     /// What a number stands for.
     pub fn connection(&self, number: i32) -> Option<Connection> {
         self.by_number.get(&number).map(|guest| guest.connection)
@@ -124,6 +215,7 @@ impl Doorman {
     /// A connection has ended.
     pub fn leave(&mut self, number: i32) {
         let Some(guest) = self.by_number.remove(&number) else { return };
+        self.all_unfinished -= guest.unfinished;
         let Some(address) = guest.address else { return };
         if let Some(count) = self.by_address.get_mut(&address) {
             *count -= 1;
@@ -156,7 +248,7 @@ mod tests {
 
     fn enter(doorman: &mut Doorman, stream: &TcpStream) -> Option<&'static str> {
         let number = stream.as_raw_fd();
-        doorman.enter(number, Connection::of_fd(number).unwrap())
+        doorman.enter(number, Connection::of_fd(number).unwrap(), Manner::Asks(0))
     }
 
     #[test]
@@ -182,6 +274,44 @@ mod tests {
         assert_eq!(gone.next(), Some(12), "together they have said too much");
         assert_eq!(gone.count(), 6, "and so have all that come now");
         assert_eq!(doorman.hear(number(19), 1000, later), None, "but not who says little");
+    }
+
+    #[test]
+    fn who_never_ends_a_message_goes() {
+        let pairs = pairs(6);
+        let mut doorman = Doorman::new(100);
+        let number = |nth: usize| pairs[nth].1.as_raw_fd();
+        for (_, own) in &pairs {
+            assert_eq!(enter(&mut doorman, own), None);
+        }
+        let at = Duration::from_millis;
+        let much = MAX_UNFINISHED_BYTES + 1;
+        let mut look =
+            |nth, bytes, taken, now| doorman.wait_for(number(nth), bytes, taken, at(now));
+        let gone = Verdict::Cut("a message without end");
+        // Each step: bytes, messages taken, when, and what comes of it.
+        for (bytes, taken, now, want) in [
+            (much - 1, 0, 0, Verdict::Fine),
+            (much, 0, 10, Verdict::Doubtful),
+            (much, 0, 109, Verdict::Doubtful),
+            (much, 1, 110, Verdict::Fine),
+            (2 * much, 1, 300, Verdict::Doubtful),
+            (3 * much, 2, 500, Verdict::Fine),
+            (4 * much, 2, 600, Verdict::Doubtful),
+            (4 * much, 2, 700, gone),
+        ] {
+            assert_eq!(look(0, bytes, taken, now), want, "{bytes} {taken} {now}");
+        }
+        for nth in 1..5 {
+            assert_eq!(look(nth, 20 << 20, 0, 800), Verdict::Fine);
+        }
+        assert_eq!(look(5, 20 << 20, 0, 800), Verdict::Doubtful, "together it is too much");
+        doorman.leave(number(0));
+        assert_eq!(doorman.wait_for(number(5), 20 << 20, 0, at(900)), Verdict::Fine);
+        for nth in 1..6 {
+            doorman.leave(number(nth));
+        }
+        assert_eq!(doorman.all_unfinished, 0);
     }
 
     #[test]

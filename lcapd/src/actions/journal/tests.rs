@@ -77,6 +77,39 @@ fn open(dir: &TempDir) -> Arc<Journal> {
     Arc::new(Journal::open(dir.path(), 1_000_000).unwrap())
 }
 
+/// One that was stopped, and goes on when another has taken over, can neither add to the journal nor remove
+/// what the other has; what it had told of is there.
+#[test]
+fn whoever_has_lost_its_lease_leaves_it_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let lease = || {
+        let place = crate::lease::files::Files::new(&dir.path().join("state")).unwrap();
+        Lease::acquire(Box::new(place), std::time::Duration::from_millis(200), || false)
+    };
+    let open = |lease: &Lease| {
+        Journal::taken_over(&dir.path().join("journal"), 1000, lease.clone()).map(Arc::new)
+    };
+    let (first_lease, first) = {
+        let lease = lease().unwrap().unwrap();
+        let journal = open(&lease).unwrap();
+        (lease, journal)
+    };
+    first.append(&[new(1), new(2)]).unwrap();
+    let second_lease = lease().unwrap().unwrap(); // the first was not renewed
+    assert!(!first_lease.is_held() && second_lease.is_held());
+    let second = open(&second_lease).unwrap();
+    assert!(first.append(&[new(7)]).is_err());
+    second.append(&[new(3)]).unwrap();
+    first.clear(RecordIndex::new(2));
+    assert!(first.append(&[new(8)]).is_err());
+    second_lease.release();
+    let third = open(&lease().unwrap().unwrap()).unwrap();
+    let want =
+        ["1 NEW 1 WAITING UNKNOWN 0", "2 NEW 2 WAITING UNKNOWN 0", "3 NEW 3 WAITING UNKNOWN 0"];
+    assert_eq!(log(&second, 1), want);
+    assert_eq!(log(&third, 1), want);
+}
+
 #[test]
 fn events_know_what_was_before_them() {
     let dir = tempfile::tempdir().unwrap();

@@ -3,8 +3,10 @@
 
 /// What has come and was not taken yet.
 #[derive(Debug, Default)]
-pub(super) struct Splitter {
+pub struct Splitter {
     bytes: Vec<u8>,
+    /// Of `bytes`, what was given out; it goes when more comes, since many objects may come at once.
+    taken: usize,
     /// Looked at already.
     at: usize,
     depth: usize,
@@ -13,22 +15,32 @@ pub(super) struct Splitter {
 }
 
 impl Splitter {
-    pub(super) fn push(&mut self, bytes: &[u8]) {
+    /// More has come.
+    pub fn push(&mut self, bytes: &[u8]) {
+        self.bytes.drain(..self.taken);
+        self.at -= self.taken;
+        self.taken = 0;
         self.bytes.extend_from_slice(bytes);
     }
 
     /// Whether nothing is unfinished.
-    pub(super) fn is_empty(&self) -> bool {
-        self.bytes.iter().all(u8::is_ascii_whitespace)
+    pub fn is_empty(&self) -> bool {
+        self.rest().iter().all(u8::is_ascii_whitespace)
+    }
+
+    fn rest(&self) -> &[u8] {
+        self.bytes.get(self.taken..).unwrap_or_default()
     }
 
     /// The next whole object. What is none is found as early as can be: at its first byte.
-    pub(super) fn next(&mut self, max_bytes: usize) -> Result<Option<Vec<u8>>, &'static str> {
+    ///
+    /// # Errors
+    /// If it is none, or longer than `max_bytes`.
+    pub fn next(&mut self, max_bytes: usize) -> Result<Option<Vec<u8>>, &'static str> {
         if self.depth == 0 {
-            let blanks = self.bytes.iter().take_while(|b| b.is_ascii_whitespace()).count();
-            self.bytes.drain(..blanks);
-            self.at = 0;
-            match self.bytes.first() {
+            self.taken += self.rest().iter().take_while(|b| b.is_ascii_whitespace()).count();
+            self.at = self.taken;
+            match self.rest().first() {
                 None => return Ok(None),
                 Some(b'{') => {}
                 Some(_) => return Err("what it says is no object"),
@@ -51,15 +63,15 @@ impl Splitter {
                 b'}' | b']' => {
                     self.depth = self.depth.saturating_sub(1);
                     if self.depth == 0 {
-                        let rest = self.bytes.split_off(self.at);
-                        self.at = 0;
-                        return Ok(Some(std::mem::replace(&mut self.bytes, rest)));
+                        let object = self.bytes.get(self.taken..self.at).map(<[u8]>::to_vec);
+                        self.taken = self.at;
+                        return Ok(object);
                     }
                 }
                 _ => {}
             }
         }
-        if self.bytes.len() > max_bytes { Err("an object is too long") } else { Ok(None) }
+        if self.rest().len() > max_bytes { Err("an object is too long") } else { Ok(None) }
     }
 }
 
@@ -105,5 +117,18 @@ mod tests {
         splitter.push(b"{\"half");
         assert_eq!(splitter.next(100), Ok(None));
         assert!(!splitter.is_empty());
+    }
+
+    /// Half a million objects in one piece: none is moved for each that is taken.
+    #[test]
+    fn many_at_once_are_taken_one_by_one() {
+        let mut splitter = Splitter::default();
+        splitter.push(&b"{} ".repeat(500_000));
+        let mut n_objects = 0;
+        while splitter.next(100).unwrap().is_some() {
+            n_objects += 1;
+        }
+        assert_eq!(n_objects, 500_000);
+        assert!(splitter.is_empty());
     }
 }
