@@ -23,7 +23,7 @@ POLICIES := $(filter-out sdk,$(patsubst policies/%/Cargo.toml,%,$(wildcard polic
 DENY_FUZZ = $(CARGO) deny --manifest-path fuzz/Cargo.toml --config deny.toml --locked
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-build build rust examples test explore deny soak abuse bench demo install install-manual wheel deb rpm test-packages clean
+.PHONY: help setup setup-build build rust examples test explore deny soak abuse bench demo install install-manual wheel deb rpm test-packages test-systemd clean
 
 help:            ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 18
@@ -77,9 +77,10 @@ soak: setup      ## kill, stop and cut things for MINUTES=10; ends with a line t
 	$(CARGO) build --workspace --locked --release
 	$(CARGO) run --locked --release -p lcap-tests --bin lcap-soak -- --minutes $(MINUTES)
 
-abuse: setup     ## attack the ports of an lcapd for MINUTES=10; shows its memory and descriptors
+abuse: setup     ## attack the ports of an lcapd for MINUTES=10, once without keys and once with; shows its memory and descriptors
 	$(CARGO) build --workspace --locked --release
 	$(CARGO) run --locked --release -p lcap-tests --bin lcap-abuse -- --minutes $(MINUTES)
+	$(CARGO) run --locked --release -p lcap-tests --bin lcap-abuse -- --minutes $(MINUTES) --keys
 
 RUNS ?= 3
 bench: build     ## measure lcap on this machine beside references, RUNS=3 times each; target/bench has JSON and plots
@@ -139,6 +140,9 @@ rpm: build       ## RPM packages in target/rpm
 
 test-packages: deb rpm  ## install, start, use and remove the packages on a bare Debian (root, network, minutes)
 	packaging/test-packages.sh $(TARGET)
+
+test-systemd: build  ## try the units under a real systemd, on an overlay of this machine (root, half a minute)
+	OUT='$(OUT)' packaging/test-systemd.sh
 
 clean:           ## remove everything that was built
 	$(CARGO) clean

@@ -49,6 +49,22 @@ for page in lcapd lcapd.toml lcap lcap-policy lcap_client liblcap_llapi lcap-rea
 	grep -q "/man./$page\.[0-9]\.gz" "$work/list" || fail "there is no page $page"
 done
 
+# What is whose: a node of workers needs no daemon, and nothing that is installed is forgotten.
+has() { # DEB PATH...
+	deb=$(find "$target/deb" -name "$1_*.deb" | sort | tail -n 1)
+	dpkg-deb -c "$deb" | sed 's|.* \./|/|' > "$work/contents"
+	shift
+	for path in "$@"; do grep -qx "$path" "$work/contents" || fail "$deb has no $path"; done
+}
+units=/usr/lib/systemd/system
+examples=/usr/share/lcap/examples
+has lcapd $units/lcapd.service $units/lcapd@.service $examples/lcapd.json $examples/lcap.rules.yml $examples/lcapd.yml \
+	$examples/mds.toml $examples/site.toml $examples/telegraf-hsm.conf /etc/lcap/lcapd.toml.sample /etc/lcap/upcall.toml.sample \
+	/usr/libexec/lcap/lhsm_mdt_upcall
+has lcap $units/lcap-hsm-worker@.service $examples/worker.conf /etc/lcap/worker_posix.toml.sample /usr/bin/lhsm_worker_posix \
+	/usr/share/bash-completion/completions/lcap /usr/share/zsh/vendor-completions/_lcap /usr/share/fish/vendor_completions.d/lcap.fish
+[ -d "$work/root/var/spool/lcap-hsm" ] || fail "there is no directory for the spool"
+
 say "start and use"
 cat > "$work/root/etc/lcap/lcapd.toml" << 'TOML'
 [server]
@@ -109,8 +125,9 @@ check_rpm() { # PATTERN PATH...
 	rpm -qlp "$file" > "$work/list" 2> /dev/null
 	for path in "$@"; do grep -qx "$path" "$work/list" || fail "$file has no $path"; done
 }
-check_rpm 'lcapd-[0-9]*.rpm' /usr/sbin/lcapd /usr/lib/systemd/system/lcapd.service /usr/share/man/man5/lcapd.toml.5.gz
-check_rpm 'lcap-[0-9]*.rpm' /usr/bin/lcap /usr/share/man/man1/lcap.1.gz
+check_rpm 'lcapd-[0-9]*.rpm' /usr/sbin/lcapd /usr/lib/systemd/system/lcapd.service /usr/share/man/man5/lcapd.toml.5.gz \
+	/usr/lib/systemd/system/lcapd@.service /usr/share/lcap/examples/lcapd.json
+check_rpm 'lcap-[0-9]*.rpm' /usr/bin/lcap /usr/share/man/man1/lcap.1.gz /usr/lib/systemd/system/lcap-hsm-worker@.service /usr/share/lcap/examples/worker.conf
 check_rpm 'lcap-policies-*.rpm' /usr/lib64/lcap/policies/compact.so
 check_rpm 'lcap-client-libs-*.rpm' /usr/lib64/liblcapclient.so.1 /usr/lib64/liblcap_llapi.so
 check_rpm 'lcap-devel-*.rpm' /usr/include/lcap_client.h /usr/lib64/pkgconfig/lcapclient.pc

@@ -63,8 +63,8 @@ lcap reader list | grep -q audit || fail "its state is gone"
 systemctl stop lcap-hsm-worker@a lcapd || fail stop
 is lcapd ActiveState inactive; is lcapd Result success; is lcap-hsm-worker@a Result success
 systemctl start lcapd@second 2> /dev/null && fail "lcapd@second started without a configuration"
-cp /etc/lcap/lcapd.toml /etc/lcap/second.toml
-systemctl reset-failed lcapd@second; systemctl start lcapd@second || fail "lcapd@second"
+sed 's|^\[server\]|[server]\nstate_dir = "/var/lib/lcap/second"|' /etc/lcap/lcapd.toml > /etc/lcap/second.toml
+systemctl stop lcapd@second; systemctl reset-failed lcapd@second; systemctl start lcapd@second || fail "lcapd@second"
 [ -e /var/lib/lcap/second/lcapd.redb ] || fail "lcapd@second has no state of its own"
 systemctl stop lcapd@second
 echo ok > /out/verdict

@@ -223,6 +223,9 @@ pub fn check(config: &Config) -> Result<()> {
         let in_place = |error: PolicyError| anyhow!(in_stream(&config.path, &stream.name, &error));
         policies(config, &loader, stream)?.joints().map_err(in_place)?;
     }
+    if let Some(placer) = config.hsm.as_ref().and_then(|hsm| hsm.placer.as_ref()) {
+        hsm::placer::load(placer, &loader)?;
+    }
     Ok(())
 }
 
@@ -262,7 +265,7 @@ impl Daemon {
         let (store, saved) = Store::open(&config.server.state_dir, lease.is_needed())?;
         let (mut intake, mut core, mut outlet) = (Stage::new(), Stage::new(), Stage::new());
         // The last, since it hears of every connection until that is closed.
-        let mut watch = Stage::new();
+        let (mut watch, mut foreign) = (Stage::new(), Stage::new());
 
         let context = zmq::Context::new();
         // More I/O threads than cores only take turns.
@@ -552,7 +555,8 @@ impl Daemon {
             stop_intake: Arc::clone(&intake.stop),
             stop: Arc::clone(&outlet.stop),
         };
-        let hsm = start_hsm(&mut intake, &mut outlet, config, (&hsm, movers), &host, &metrics)?;
+        let stages = (&mut intake, &mut outlet, &mut foreign);
+        let hsm = start_hsm(stages, config, (&hsm, movers), &host, &metrics)?;
         let to_hsm = revoked_movers.zip(hsm.as_ref().map(|queue| queue.waker().clone()));
         to_tell.extend(to_hsm);
         let hsm_queue = hsm.clone();
@@ -610,7 +614,7 @@ impl Daemon {
             "lcapd is ready"
         );
         let patience = config.server.policy_timeout;
-        let threads = vec![intake, core, outlet, watch];
+        let threads = vec![intake, core, outlet, foreign, watch];
         Ok(Self {
             threads,
             reloads,
@@ -683,8 +687,8 @@ impl Daemon {
     pub fn stop(self) {
         drop(self.reloads); // the last but the engine's
         for (nth, stage) in self.threads.into_iter().enumerate() {
-            // Policies run in the first.
-            stage.stop((nth == 0).then_some(self.patience));
+            // Policies run in the first, a placer in the fourth.
+            stage.stop([0, 3].contains(&nth).then_some(self.patience));
         }
         info!("lcapd has stopped");
     }
@@ -977,8 +981,7 @@ fn open_movers(
 
 /// The queue of HSM requests, and what fills it, if there is to be one.
 fn start_hsm(
-    intake: &mut Stage,
-    outlet: &mut Stage,
+    (intake, outlet, foreign): (&mut Stage, &mut Stage, &mut Stage),
     config: &Config,
     (actions, movers): (&HsmActions, Option<MoverSocket>),
     host: &hsm::entrances::Host<'_>,
@@ -998,7 +1001,7 @@ fn start_hsm(
         intake.spawn("hsm-reports", move || reports.run())?;
     }
     if let Some(mut asker) = started.asker {
-        outlet.spawn("hsm-placer", move || asker.run())?;
+        foreign.spawn("hsm-placer", move || asker.run())?;
     }
     if let Some(mut events) = started.events {
         outlet.spawn("hsm-events", move || events.run())?;

@@ -259,6 +259,13 @@ impl Session {
         let connect = || {
             let socket = self.socket(zmq::SUB)?;
             socket.set_rcvhwm(LIVE_QUEUE)?;
+            // While the application reads nothing, libzmq does not either, and would miss the answer to its own
+            // heartbeat. It would connect again with a full queue, and end the process when that is read
+            // (libzmq 4.3.4: `_input_stopped`). The control connection tells of a dead peer, and of lost messages.
+            socket.set_heartbeat_ivl(0)?;
+            socket.set_tcp_keepalive(1)?;
+            socket.set_tcp_keepalive_idle(10)?;
+            socket.set_tcp_keepalive_intvl(5)?;
             socket.set_sndhwm(0)?; // else subscriptions beyond it are lost silently
             for topic in topics {
                 socket.set_subscribe(topic)?;

@@ -71,8 +71,11 @@ fn main() {
         let sample = format!("lcap_requests_refused_total{{reason=\"{reason}\"}}");
         println!("{reason}: {} refused", daemon.figure(&sample).unwrap_or(0.0));
     }
-    let readers = daemon.control().readers(None).expect("an answer");
-    assert_eq!(readers.iter().map(|r| r.name.as_str()).collect::<Vec<_>>(), ["audit"]);
-    assert_eq!(readers[0].watermark["lustre-MDT0000"], 0, "somebody acknowledged in its name");
-    assert_eq!(let_in.map_or(0, |let_in| let_in.n()), 0, "some were let in");
+    // Without keys everybody may do everything.
+    if let Some(let_in) = let_in {
+        let readers = daemon.control().readers(None).expect("an answer");
+        assert_eq!(readers.iter().map(|r| r.name.as_str()).collect::<Vec<_>>(), ["audit"]);
+        assert_eq!(readers[0].watermark["lustre-MDT0000"], 0, "somebody acknowledged in its name");
+        assert_eq!(let_in.n(), 0, "some were let in");
+    }
 }

@@ -262,3 +262,28 @@ fn with_a_full_disk_delivery_goes_on_and_nothing_is_cleared() {
     assert_eq!(daemon.stop().code(), Some(0));
     drop(daemon);
 }
+
+/// An application that reads nothing for longer than libzmq's heartbeats would take to give up goes on where it
+/// was. (libzmq ended the process when it had connected again with a full queue.)
+#[test]
+fn an_application_that_pauses_goes_on() {
+    const PAUSE: Duration = Duration::from_secs(13);
+    let setup = Setup::new().on_tcp().mdt(MDT, "sim:rate=2000").broadcast("changelog", "");
+    let daemon = setup.start();
+    daemon.control().register("changelog", "audit", Vec::new(), From::Oldest).unwrap();
+    let mut client = daemon.client(MDT, "changelog").reader(Some("audit")).follow(true);
+    client.options_mut().ack_interval = Duration::from_millis(50);
+    let mut client = client.connect().unwrap();
+    let mut expected = 0;
+    let mut read = |n: u64| {
+        for _ in 0..n {
+            let index = client.recv().unwrap().unwrap().index();
+            expected += 1;
+            assert_eq!(index.get(), expected, "every record once, in order");
+            client.clear(index).unwrap();
+        }
+    };
+    read(4000);
+    std::thread::sleep(PAUSE); // this is what is tested
+    read(40_000);
+}

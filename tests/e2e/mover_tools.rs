@@ -213,6 +213,14 @@ fn limits_are_changed_while_everything_runs() {
     lcapd.signal(Signal::HUP);
     held.extend([next(&mover), next(&mover)]);
     assert_eq!(mover.recv(Some(SHORT)).unwrap(), None, "three at a time");
+    let output = fs.lcap(&["hsm", "top", "--once"]).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let row = |start: &str| text.lines().find(|line| line.starts_with(start)).map(str::trim_end);
+    let archives =
+        " archive           2       0       0       3       0          0      0      0.0";
+    assert_eq!(row(" archive"), Some(archives), "{text}");
+    let movers = " m                        ready               3           0        0      0.0";
+    assert_eq!(row(" m "), Some(movers), "{text}");
     held.iter().for_each(|action| end(&mover, action));
     (0..2).for_each(|_| end(&mover, &next(&mover)));
     fs.wait_for("all are over", |s| s["failed"] == 5);

@@ -72,6 +72,7 @@ fn a_module_chooses_the_mover_and_the_turn() {
 fn a_module_that_talks_nonsense_or_hangs_holds_up_nothing() {
     let mut fs = FileSystem::default();
     let gate = with_module(&mut fs, "1s");
+    fs.server = "policy_timeout = \"1s\"".to_owned();
     let lcapd = fs.lcapd();
     let tool = fs.copytool("tool", &[]);
     for (oid, data) in (1..).zip(["fail", "odd", "name", "rank=nonsense"]) {
@@ -99,7 +100,24 @@ fn a_module_that_talks_nonsense_or_hangs_holds_up_nothing() {
     });
     assert_eq!(next(&fs.mover("m2", 1)), 200);
     fs.wait_for("all are over", |s| s["succeed"] == 35 && s["failed"] == 1);
+    // Nor does lcapd wait for it when it stops.
+    std::fs::write(&gate, "").unwrap();
+    fs.request("archive", 1, 1, "hang", 300);
+    fs.wait_for("it went anywhere", |s| s["succeed"] == 36);
     assert!(tool.terminate() && lcapd.terminate());
+}
+
+#[test]
+fn a_check_of_the_configuration_loads_the_module() {
+    let mut fs = FileSystem::default();
+    let gate = with_module(&mut fs, "1s");
+    assert_eq!(fs.check().0, Some(0), "{:?}", fs.check());
+    fs.options = fs.options.replace(&format!("gate = \"{}\"", gate.display()), "other = 1");
+    let (code, said) = fs.check();
+    assert!(code == Some(1) && said.contains("module refuses its options"), "{code:?} {said}");
+    fs.options = fs.options.replace("turns.so", "nowhere.so");
+    let (code, said) = fs.check();
+    assert!(code == Some(1) && said.contains("nowhere.so"), "{code:?} {said}");
 }
 
 #[test]

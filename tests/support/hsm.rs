@@ -281,6 +281,16 @@ impl FileSystem {
         self.spawn(command, "lcapd")
     }
 
+    /// What `lcapd --check` says of the configuration: its exit code, and its errors.
+    ///
+    /// # Panics
+    /// If it cannot be started.
+    pub fn check(&self) -> (Option<i32>, String) {
+        let mut command = without_ours(Command::new(program("lcapd")));
+        let output = command.arg("--check").arg("-c").arg(self.config()).output().expect("lcapd");
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+
     /// Starts a copytool under the preload library.
     pub fn copytool(&mut self, name: &str, args: &[&str]) -> Process {
         self.copytool_with(name, args, &[])

@@ -11,6 +11,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use anyhow::{Context as _, Result};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use lcap_ffi::placer::{PlaceRequest, Placer, Plan};
 use lcap_wire::mover::is_name;
@@ -19,6 +20,7 @@ use tracing::{info, warn};
 
 use super::request::{Kind, Request};
 use super::service::Handle;
+use crate::policy::Loader;
 
 /// Questions that wait for the module. What is not asked yet waits in the queue.
 pub const MOST_ASKED: usize = 1024;
@@ -34,6 +36,18 @@ pub struct Settings {
     pub limit: Duration,
     /// The module's own.
     pub options: Map<String, Value>,
+}
+
+/// Finds the module, and makes its instance.
+///
+/// # Errors
+/// What cannot be used, and why.
+pub fn load(settings: &Settings, loader: &Loader) -> Result<Placer> {
+    let module = &settings.module;
+    let in_place = || format!("the placer {module}");
+    let (path, shown) = loader.checked_copy(module).with_context(in_place)?;
+    let options = CString::new(serde_json::to_string(&settings.options)?)?;
+    Placer::load(&path, &shown, &options).with_context(in_place)
 }
 
 /// A request, and the movers that are there.

@@ -1,13 +1,11 @@
 //! Starts what `[hsm]` asks for.
 #![forbid(unsafe_code)]
 
-use std::ffi::CString;
 use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use crossbeam_channel::unbounded;
-use lcap_ffi::placer::Placer;
 use tracing::{info, warn};
 
 use super::config::{Hsm, prepare};
@@ -55,11 +53,7 @@ fn ask_module(
     core: &mut Core,
     queue: &Handle,
 ) -> Result<placer::Asker> {
-    let module = &settings.module;
-    let in_place = || format!("the placer {module}");
-    let (path, shown) = host.loader.checked_copy(module).with_context(in_place)?;
-    let options = CString::new(serde_json::to_string(&settings.options)?)?;
-    let loaded = Placer::load(&path, &shown, &options).with_context(in_place)?;
+    let loaded = placer::load(settings, host.loader)?;
     info!(module = loaded.name(), "places HSM requests");
     let (ask, asker) = placer::Asker::new(loaded, queue.clone());
     core.placer = Some(ask);
