@@ -134,7 +134,11 @@ fn tls_is_spoken_with_who_the_authority_knows_and_with_nobody_else() {
         "--tls-auth-clients",
         "no",
         "--user",
-        "lcap on >secret ~* +@all",
+        "lcap",
+        "on",
+        ">secret",
+        "~*",
+        "+@all",
     ]);
     let trusted = dir.path().join("trusted.crt");
     std::fs::copy(file("wrong.crt"), &trusted).unwrap();

@@ -7,9 +7,10 @@ use lcap_tests::daemon::{Setup, wait_until};
 /// Starts a program on a terminal of its own, waits until it has drawn, and takes the terminal away. Its
 /// first argument says whether the program is told (`told`), or ignores that, as under nohup.
 const ON_A_TERMINAL: &str = "
-import os, pty, signal, sys
+import fcntl, os, pty, signal, struct, sys, termios
 pid, master = pty.fork()
 if pid == 0:
+    fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack('HHHH', 24, 80, 0, 0))
     if sys.argv[1] != 'told':
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
     os.execv(sys.argv[2], sys.argv[2:])
