@@ -60,7 +60,7 @@ wait_for 30 sh -c '[ "$(systemctl show lcapd -p NRestarts --value)" = 1 ]' || fa
 wait_for 30 systemctl -q is-active lcapd || fail "it did not come back"
 lcap reader list | grep -q audit || fail "its state is gone"
 
-systemctl stop lcap-hsm-worker@a lcapd || fail stop
+timeout 60 systemctl stop lcap-hsm-worker@a lcapd || { journalctl -q -n 30; fail stop; }
 is lcapd ActiveState inactive; is lcapd Result success; is lcap-hsm-worker@a Result success
 systemctl start lcapd@second 2> /dev/null && fail "lcapd@second started without a configuration"
 sed 's|^\[server\]|[server]\nstate_dir = "/var/lib/lcap/second"|' /etc/lcap/lcapd.toml > /etc/lcap/second.toml

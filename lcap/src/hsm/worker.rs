@@ -334,8 +334,7 @@ impl Reporter {
 
     /// Until it has arrived: a result must not get lost. False if nobody will ever take it.
     fn send(&mut self, shared: &Shared, report: &Report, lease: Duration) -> bool {
-        // Who stops need not wait for a lcapd that is down for longer than it would believe us.
-        let until = Instant::now() + lease;
+        let mut until = None;
         loop {
             let mut report = report.clone();
             {
@@ -350,17 +349,26 @@ impl Reporter {
                     }
                     return true;
                 }
-                // It has nothing to lose: lcapd finds out by itself, and may be stopping, too.
-                Err(_) if report.bye && report.done.is_empty() && report.returned.is_empty() => {
-                    return false;
+                Err(error) => {
+                    let state = shared.lock();
+                    let unsaid = [&report.done, &state.done].iter().any(|done| !done.is_empty())
+                        || [&report.returned, &state.returned].iter().any(|ids| !ids.is_empty());
+                    let ended = state.ended;
+                    drop(state);
+                    // Who stops does not wait for an lcapd that is down, which may be stopping, too: if it has
+                    // nothing to say, or for longer than it would be believed.
+                    if ended && !unsaid {
+                        return false;
+                    }
+                    let now = Instant::now();
+                    if ended && now > *until.get_or_insert(now + lease) {
+                        eprintln!(
+                            "lcap: {error}; results are lost, and what they are of is done again"
+                        );
+                        return false;
+                    }
+                    thread::sleep(AGAIN);
                 }
-                Err(error) if report.bye && Instant::now() > until => {
-                    eprintln!(
-                        "lcap: {error}; results are lost, and what they are of is done again"
-                    );
-                    return false;
-                }
-                Err(_) => thread::sleep(AGAIN),
             }
         }
     }
