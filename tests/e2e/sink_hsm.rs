@@ -271,6 +271,36 @@ fn an_mdt_that_moves_between_servers_is_right_in_every_order() {
 }
 
 #[test]
+fn what_another_server_trimmed_while_the_mdt_was_there_is_not_purged_again() {
+    let redis = RedisServer::start();
+    let (_dir_a, a) = dir();
+    let (_dir_b, b) = dir();
+    let more = "retain = \"0s\"\nexact_trimming = true\nraw = false";
+    let mut list = archives(1..50, "WAITING");
+    b.write(MDT, &text(&list));
+    let _lcapd_b = start(&redis, &b, more);
+    wait_for_truth(&redis, KEY, &text(&list));
+    // The other server has it now, and other requests have these slots. Their purges and first entries
+    // are trimmed before this one sees them.
+    b.leave(MDT);
+    list = (1..50).map(|rec| (rec, Action::archive(u64::from(rec) + 1000))).collect();
+    a.write(MDT, &text(&list));
+    let mut lcapd_a = start(&redis, &a, more);
+    wait_for_truth(&redis, KEY, &text(&list));
+    list.values_mut().for_each(|action| action.status = "STARTED");
+    a.write(MDT, &text(&list));
+    wait_for_truth(&redis, KEY, &text(&list));
+    lcapd_a.stop(); // it trims when it starts
+    lcapd_a.start();
+    wait_until("the rest is trimmed", || redis.entries(DB, KEY).len() == 49);
+    a.leave(MDT);
+    list.insert(900, Action::archive(900));
+    b.write(MDT, &text(&list));
+    let views = wait_for_truth(&redis, KEY, &text(&list));
+    assert_eq!((views.kinds.get("NEW"), views.kinds.get("PURGED")), (Some(&1), None));
+}
+
+#[test]
 fn a_list_that_is_away_or_odd_purges_nothing_and_a_storm_of_purges_is_told_whole() {
     let redis = RedisServer::start();
     let (_dir, lists) = dir();

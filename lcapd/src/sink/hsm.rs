@@ -193,6 +193,12 @@ impl HsmWriter {
         Shipped::Entry
     }
 
+    /// The stream is to be read from its beginning.
+    fn forget_stream(&mut self) {
+        (self.mirror, self.last_id) = (Mirror::default(), EntryId::default());
+        self.todo.again.clear();
+    }
+
     /// Brings the mirror up to date with what is in Redis after `last_id`.
     fn read_stream(&mut self, link: &mut Link) -> Result<(), TargetError> {
         let started = Instant::now();
@@ -487,9 +493,14 @@ impl Writer for HsmWriter {
             if self.last_id != EntryId::default() {
                 warn!(key = self.key, "Redis has lost entries of this stream, writing them anew");
             }
-            (self.mirror, self.last_id) = (Mirror::default(), EntryId::default());
-            self.todo.again.clear();
             self.old_news.settle();
+            self.forget_stream();
+        }
+        // Another server trims what it has written while the MDT is there. What is gone that we have not
+        // read may be the purge of what we take for live: only all of the stream tells then.
+        let oldest = field(&info, "first-entry").and_then(entry_of);
+        if oldest.is_none_or(|(oldest, _)| oldest > self.last_id) {
+            self.forget_stream();
         }
         self.read_stream(link)
     }
