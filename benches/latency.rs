@@ -11,9 +11,10 @@ use lcap_tests::daemon::Daemon;
 pub(crate) struct Latencies(Vec<f64>);
 
 impl Latencies {
-    /// Of seconds in ascending order.
-    pub(crate) fn of(ascending: Vec<f64>) -> Self {
-        Self(ascending)
+    /// Of seconds, in any order.
+    pub(crate) fn of(mut seconds: Vec<f64>) -> Self {
+        seconds.sort_by(f64::total_cmp);
+        Self(seconds)
     }
 
     /// The value that the part `p` of all is not above.
@@ -47,6 +48,5 @@ pub(crate) fn measure(daemon: &Daemon, mdt: &str, duration: Duration) -> Result<
             break;
         }
     }
-    latencies.sort_by(f64::total_cmp);
     Ok(Latencies::of(latencies))
 }

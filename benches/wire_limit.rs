@@ -7,7 +7,7 @@
 #![forbid(unsafe_code)]
 
 use std::io::{BufRead as _, BufReader};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -34,15 +34,8 @@ pub(crate) fn measure(
 ) -> Result<f64> {
     let n = (total_bytes / message_bytes).max(2);
     let bytes = if bytes == Bytes::Same { "same" } else { "different" };
-    let mut sender = Command::new(std::env::current_exe()?)
-        .args(["wire-sender", endpoint, &message_bytes.to_string(), &n.to_string(), bytes])
-        .stdout(Stdio::piped())
-        .spawn()?;
-    let mut bound = String::new();
-    BufReader::new(sender.stdout.take().context("a pipe")?).read_line(&mut bound)?;
-    let context = zmq::Context::new();
-    let socket = context.socket(zmq::PULL)?;
-    socket.connect(bound.trim())?;
+    let (message_size, count) = (message_bytes.to_string(), n.to_string());
+    let (mut sender, socket) = sender(&["wire-sender", endpoint, &message_size, &count, bytes])?;
     let mut message = zmq::Message::new();
     socket.recv(&mut message, 0)?;
     let started = Instant::now();
@@ -52,6 +45,17 @@ pub(crate) fn measure(
     let seconds = started.elapsed().as_secs_f64();
     sender.wait()?;
     Ok((n - 1) as f64 * message_bytes as f64 / seconds)
+}
+
+/// This program again in one of its roles as a sender, and a socket that is connected to it.
+fn sender(role: &[&str]) -> Result<(Child, zmq::Socket)> {
+    let mut command = Command::new(std::env::current_exe()?);
+    let mut sender = command.args(role).stdout(Stdio::piped()).spawn()?;
+    let mut bound = String::new();
+    BufReader::new(sender.stdout.take().context("a pipe")?).read_line(&mut bound)?;
+    let socket = zmq::Context::new().socket(zmq::PULL)?;
+    socket.connect(bound.trim())?;
+    Ok((sender, socket))
 }
 
 /// One message of many in one piece of memory.
@@ -87,21 +91,13 @@ pub(crate) fn send(endpoint: &str, len: usize, n: usize, bytes: Bytes) -> Result
     Ok(())
 }
 
-/// Latencies of a bare libzmq pair over TCP, in seconds and ascending: a sender process that sends a message
+/// Latencies of a bare libzmq pair over TCP, in seconds: a sender process that sends a message
 /// of a record's size `rate` times a second, for `n` messages, and says in each when it was due.
 ///
 /// # Errors
 /// If libzmq or the process fails.
 pub(crate) fn latencies(rate: u32, n: usize) -> Result<Vec<f64>> {
-    let mut sender = Command::new(std::env::current_exe()?)
-        .args(["wire-pace", &rate.to_string(), &n.to_string()])
-        .stdout(Stdio::piped())
-        .spawn()?;
-    let mut bound = String::new();
-    BufReader::new(sender.stdout.take().context("a pipe")?).read_line(&mut bound)?;
-    let context = zmq::Context::new();
-    let socket = context.socket(zmq::PULL)?;
-    socket.connect(bound.trim())?;
+    let (mut sender, socket) = sender(&["wire-pace", &rate.to_string(), &n.to_string()])?;
     let (mut message, mut found) = (zmq::Message::new(), Vec::with_capacity(n));
     for _ in 0..n {
         socket.recv(&mut message, 0)?;
@@ -110,7 +106,6 @@ pub(crate) fn latencies(rate: u32, n: usize) -> Result<Vec<f64>> {
         found.push(now.saturating_sub(Duration::from_nanos(due)).as_secs_f64());
     }
     sender.wait()?;
-    found.sort_by(f64::total_cmp);
     Ok(found)
 }
 
