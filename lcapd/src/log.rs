@@ -81,7 +81,16 @@ struct State {
     ended: Vec<(u16, Vec<Digest>)>,
     /// The source had nothing more when it was asked last.
     at_end: bool,
-    followers: Vec<Arc<Place>>,
+    followers: Followers,
+}
+
+/// They are woken after the log is unlocked, so that nobody wakes only to wait for it: a snapshot is cheap.
+type Followers = Arc<[Arc<Place>]>;
+
+fn wake_all(followers: &Followers) {
+    for follower in followers.iter() {
+        follower.waker.wake();
+    }
 }
 
 /// Where a follower is, for the reader thread to see.
@@ -139,7 +148,7 @@ impl MdtLog {
             known,
             ended: Vec::new(),
             at_end: false,
-            followers: Vec::new(),
+            followers: Followers::default(),
         };
         let (state, moved) = (Mutex::new(state), Condvar::new());
         let (end_wanted, gone) = (AtomicBool::new(false), AtomicU64::new(0));
@@ -207,7 +216,9 @@ impl MdtLog {
         }
         state.entries.push_back(entry);
         state.at_end = false;
-        state.wake_all();
+        let followers = Arc::clone(&state.followers);
+        drop(state);
+        wake_all(&followers);
     }
 
     /// The MDT has forgotten everything up to `upto`.
@@ -223,9 +234,10 @@ impl MdtLog {
     /// Says that the source has nothing more at present.
     pub fn set_at_end(&self) {
         let mut state = self.lock();
-        if !state.at_end {
-            state.at_end = true;
-            state.wake_all();
+        if !std::mem::replace(&mut state.at_end, true) {
+            let followers = Arc::clone(&state.followers);
+            drop(state);
+            wake_all(&followers);
         }
     }
 
@@ -257,13 +269,18 @@ impl MdtLog {
     pub fn follow(&self, waker: Waker) -> Arc<Place> {
         let place =
             Arc::new(Place { serial: AtomicU64::new(0), attached: AtomicBool::new(false), waker });
-        self.lock().followers.push(Arc::clone(&place));
+        let mut state = self.lock();
+        state.followers = state.followers.iter().chain([&place]).cloned().collect();
+        drop(state);
         place
     }
 
     /// Removes a follower.
     pub fn unfollow(&self, place: &Arc<Place>) {
-        self.lock().followers.retain(|other| !Arc::ptr_eq(other, place));
+        let mut state = self.lock();
+        let others = state.followers.iter().filter(|other| !Arc::ptr_eq(other, place));
+        state.followers = others.cloned().collect();
+        drop(state);
         self.moved.notify_all();
     }
 
@@ -366,7 +383,8 @@ impl MdtLog {
 
     /// Wakes every follower, so that it looks at its own state.
     pub fn wake_all(&self) {
-        self.lock().wake_all();
+        let followers = Arc::clone(&self.lock().followers);
+        wake_all(&followers);
     }
 }
 
@@ -416,7 +434,7 @@ impl State {
     }
 
     fn detach_laggards(&self) {
-        for follower in &self.followers {
+        for follower in self.followers.iter() {
             if follower.serial.load(Ordering::Relaxed) <= self.base {
                 follower.detach();
             }
@@ -460,11 +478,5 @@ impl State {
             Entry::Gap(gap) => self.covers_from = gap.last.next().max(gap.first),
         }
         true
-    }
-
-    fn wake_all(&self) {
-        for follower in &self.followers {
-            follower.waker.wake();
-        }
     }
 }

@@ -1,14 +1,18 @@
-//! One thread per broadcast stream: owns its XPUB socket and sends what the workers made.
+//! The XPUB socket of a broadcast stream: workers send on it, one thread takes subscriptions.
+//!
+//! A worker sends on its own thread: handing each message to another would cost more than to send it.
+//! libzmq allows that if a lock passes the socket from thread to thread.
 #![forbid(unsafe_code)]
 
 pub mod subscribers;
 
-use std::sync::Arc;
+use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use crossbeam_channel::Receiver;
 use lcap_ffi::connection::{Connection, Door};
+use lcap_ffi::poll::wait_readable;
 use lcap_ffi::zmq_frame::send_shared;
 use lcap_ffi::zmq_monitor::Watched;
 use lcap_ffi::{MdtName, RecordIndex};
@@ -23,18 +27,94 @@ use crate::pipeline::Outgoing;
 use crate::security::Access;
 use crate::taps::{Taps, topic_name};
 use crate::wake::Waker;
-use crate::worker::Published;
+use crate::worker::{Publish, Published};
 
-/// Messages sent between two looks at subscriptions.
-const BURST: usize = 64;
 /// Subscriptions taken before messages have their turn.
-const SUBSCRIPTION_BURST: usize = 1024;
+const SUBSCRIPTION_BURST: usize = 64;
 /// Longest message of a subscriber: a handshake with CURVE, or a hello of a long stream and MDT.
 const MAX_MESSAGE_BYTES: i64 = 512;
 /// Subscriptions of one connection that libzmq takes in before TCP pushes back.
 const RECEIVE_LIMIT: i32 = 64;
 /// The kernel keeps so many bytes of a subscriber, also of one that was cut.
 const RECEIVE_BYTES: i32 = 8 << 10;
+
+/// What publishes one broadcast stream, for the threads that do.
+#[derive(Debug)]
+pub struct Broadcaster {
+    publisher: Mutex<Publisher>,
+    /// Held by who waits for the publisher: everybody has it once before anybody has it again.
+    turn: Mutex<()>,
+    /// Readable when the socket has something to do.
+    socket: RawFd,
+    /// Wakes who serves.
+    waker: Waker,
+    /// Set when somebody may no longer read the stream.
+    revoked: Arc<AtomicBool>,
+    /// Set before the last wake.
+    stop: Arc<AtomicBool>,
+}
+
+impl Broadcaster {
+    /// Publishes through `publisher`.
+    ///
+    /// # Errors
+    /// What libzmq says of the socket.
+    pub fn new(
+        publisher: Publisher,
+        waker: Waker,
+        revoked: Arc<AtomicBool>,
+        stop: Arc<AtomicBool>,
+    ) -> Result<Self, zmq::Error> {
+        let socket = publisher.socket.get_fd()?;
+        let publisher = Mutex::new(publisher);
+        Ok(Self { publisher, turn: Mutex::new(()), socket, waker, revoked, stop })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Publisher> {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        // Its state is right between any two statements that can panic.
+        self.publisher.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes subscriptions until told to stop.
+    pub fn serve(&self) {
+        while !self.stop.load(Ordering::Relaxed) {
+            let mut publisher = self.lock();
+            if self.revoked.swap(false, Ordering::Relaxed) {
+                publisher.revoke();
+            }
+            if publisher.take_subscriptions() {
+                continue;
+            }
+            self.waker.falling_asleep();
+            // Whoever uses the socket takes from its descriptor what would wake us, and tells us. What
+            // came before that, and before we said that we sleep, is seen now.
+            let more = publisher.has_subscriptions();
+            drop(publisher);
+            if !more && !self.stop.load(Ordering::Relaxed) && !self.revoked.load(Ordering::Relaxed)
+            {
+                // An interrupted or failed poll is a short sleep.
+                let _ = wait_readable(&[self.waker.raw_fd(), self.socket], None);
+            }
+            self.waker.awake();
+        }
+    }
+}
+
+impl Publish for Broadcaster {
+    fn publish(&self, published: Published) {
+        let mut publisher = self.lock();
+        if let Err(error) = publisher.publish(&published) {
+            // XPUB drops for slow subscribers without an error: this is a real one.
+            error!(stream = publisher.stream, %error, "cannot publish; subscribers will fetch");
+        }
+        let more = publisher.has_subscriptions();
+        drop(publisher);
+        if more {
+            self.waker.wake();
+        }
+    }
+}
 
 /// Publishes one broadcast stream.
 pub struct Publisher {
@@ -48,26 +128,18 @@ pub struct Publisher {
     pub epoch: u64,
     /// By MDT, see [`Topic::new`]; `None` for what the stream does not carry.
     pub topics: Vec<Option<Topic>>,
-    /// What to send.
-    pub messages: Receiver<Published>,
     /// Filters of consumers.
     pub taps: Taps,
     /// Counts here how long messages took.
     pub figures: Arc<StreamFigures>,
-    /// Wakes this thread.
-    pub waker: Waker,
     /// Where the socket is bound.
     pub door: Option<Door>,
     /// What each connection has subscribed to.
     pub subscribers: Subscribers<Connection>,
-    /// Set when somebody may no longer read the stream.
-    pub revoked: Arc<AtomicBool>,
     /// Who may read it, and what was refused.
     pub access: Access,
     /// For limits per time.
     pub started: Instant,
-    /// Set before the last wake.
-    pub stop: Arc<AtomicBool>,
 }
 
 /// One MDT of the stream.
@@ -136,40 +208,9 @@ pub fn kind_on_wire(kind: Kind, stream: StreamKind) -> Kind {
 }
 
 impl Publisher {
-    /// Publishes until told to stop. What waits then is still sent.
-    pub fn run(&mut self) {
-        loop {
-            let mut sent = 0;
-            while sent < BURST
-                && let Ok(published) = self.messages.try_recv()
-            {
-                if let Err(error) = self.publish(&published) {
-                    // XPUB drops for slow subscribers without an error: this is a real one.
-                    error!(stream = self.stream, %error, "cannot publish; subscribers will fetch");
-                }
-                sent += 1;
-            }
-            let more = self.take_subscriptions();
-            self.revoke();
-            if sent == BURST || more {
-                continue;
-            }
-            if self.stop.load(Ordering::Relaxed) && self.messages.is_empty() {
-                return;
-            }
-            self.waker.falling_asleep();
-            if self.messages.is_empty()
-                && !self.stop.load(Ordering::Relaxed)
-                && !self.revoked.load(Ordering::Relaxed)
-            {
-                let mut items = [
-                    self.socket.as_poll_item(zmq::POLLIN),
-                    zmq::PollItem::from_fd(self.waker.raw_fd(), zmq::POLLIN),
-                ];
-                let _ = zmq::poll(&mut items, -1); // EINTR: look again
-            }
-            self.waker.awake();
-        }
+    /// Whether [`Self::take_subscriptions`] would find some.
+    fn has_subscriptions(&self) -> bool {
+        self.socket.get_events().is_ok_and(|events| events.contains(zmq::POLLIN))
     }
 
     fn publish(&mut self, published: &Published) -> Result<(), zmq::Error> {
@@ -261,9 +302,6 @@ impl Publisher {
 
     /// Ends the connections of those that may not read the stream any longer.
     fn revoke(&mut self) {
-        if !self.revoked.swap(false, Ordering::Relaxed) {
-            return;
-        }
         let must_go = |user: Option<&str>| !self.access.may_read(user, &self.stream, None);
         for (connection, user) in self.subscribers.of_users(must_go) {
             self.cut_revoked(connection, user.as_deref());

@@ -459,8 +459,10 @@ pub fn chain(error: &dyn std::error::Error) -> String {
 #[cfg(test)]
 mod tests {
     use std::io;
+    use std::os::fd::{AsRawFd as _, OwnedFd};
 
     use crossbeam_channel::{Receiver, unbounded};
+    use rustix::event::{EventfdFlags, eventfd};
 
     use super::*;
     use crate::log::Lookup;
@@ -477,7 +479,16 @@ mod tests {
         /// Index and what it says.
         records: Vec<(u64, String)>,
         restarts: u32,
-        readers: Vec<Waker>,
+        /// Readable after each change.
+        readers: Vec<Arc<OwnedFd>>,
+    }
+
+    impl MdtState {
+        fn tell(&self) {
+            for reader in &self.readers {
+                rustix::io::write(reader, &1_u64.to_ne_bytes()).unwrap();
+            }
+        }
     }
 
     #[derive(Debug)]
@@ -485,13 +496,14 @@ mod tests {
         mdt: FakeMdt,
         next: u64,
         restarts: u32,
+        changed: Arc<OwnedFd>,
     }
 
     impl FakeMdt {
         fn change(&self, change: impl FnOnce(&mut Vec<(u64, String)>)) {
             let mut state = self.0.lock().unwrap();
             change(&mut state.records);
-            state.readers.iter().for_each(Waker::wake);
+            state.tell();
         }
 
         fn add(&self, indexes: std::ops::RangeInclusive<u64>, says: &str) {
@@ -502,14 +514,17 @@ mod tests {
             let mut state = self.0.lock().unwrap();
             change(&mut state.records);
             state.restarts += 1;
-            state.readers.iter().for_each(Waker::wake);
+            state.tell();
         }
     }
 
     impl Upstream for FakeMdt {
         fn open(&self, from: RecordIndex) -> Result<Box<dyn ChangelogSource>, SourceError> {
-            let restarts = self.0.lock().unwrap().restarts;
-            Ok(Box::new(FakeLog { mdt: self.clone(), next: from.get(), restarts }))
+            let mut state = self.0.lock().unwrap();
+            let changed = Arc::new(eventfd(0, EventfdFlags::NONBLOCK).unwrap());
+            state.readers.push(Arc::clone(&changed));
+            let (mdt, restarts) = (self.clone(), state.restarts);
+            Ok(Box::new(FakeLog { mdt, next: from.get(), restarts, changed }))
         }
 
         fn clear(&self, _: RecordIndex) -> Result<(), ClearError> {
@@ -520,6 +535,7 @@ mod tests {
     impl ChangelogSource for FakeLog {
         fn read(&mut self, buf: &mut Vec<u8>) -> Result<ReadOutcome, SourceError> {
             let state = self.mdt.0.lock().unwrap();
+            let _ = rustix::io::read(&self.changed, &mut [0_u8; 8]); // EAGAIN if nothing has
             if state.restarts != self.restarts {
                 let source = io::Error::from_raw_os_error(libc::EIO);
                 return Err(SourceError::Io { action: "read", what: "the device".into(), source });
@@ -529,7 +545,7 @@ mod tests {
                 buf.extend_from_slice(&packed(*index, says));
             }
             if buf.len() == before {
-                let on = WaitFor::Until(Instant::now() + Duration::from_secs(60));
+                let on = WaitFor::Readable(self.changed.as_raw_fd());
                 return Ok(ReadOutcome::Wait { on, at_end: true });
             }
             self.next = state.records.last().map_or(1, |(index, _)| index + 1);
@@ -563,7 +579,6 @@ mod tests {
     impl Run {
         fn start(mdt: &FakeMdt, next: u64, known: Vec<Digest>) -> Self {
             let (reader_waker, waker) = (Waker::new().unwrap(), Waker::new().unwrap());
-            mdt.0.lock().unwrap().readers.push(reader_waker.clone());
             let next = RecordIndex::new(next);
             let log = Arc::new(MdtLog::new(1 << 20, next, 0, known, reader_waker.clone()));
             let (send, outcomes) = unbounded();

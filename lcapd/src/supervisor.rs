@@ -47,7 +47,7 @@ use crate::pipeline::Pipeline;
 use crate::policies::{Keeper, ReloadRequest, StreamPolicies, in_stream};
 use crate::policy::{Loader, PolicyError};
 use crate::publisher::subscribers::Subscribers;
-use crate::publisher::{self, Publisher, Topic};
+use crate::publisher::{self, Broadcaster, Publisher, Topic};
 use crate::reader::{Reader, ReaderStats, chain};
 use crate::security::doorman::Doorman;
 use crate::security::zap::Zap;
@@ -60,9 +60,9 @@ use crate::source::{SourceUri, Upstream};
 use crate::store::{Change, Store};
 use crate::taps::Taps;
 use crate::wake::Waker;
-use crate::worker::{Output, Progress, Published, Worker};
+use crate::worker::{Output, Progress, Worker};
 
-/// Messages between a worker and its publisher, inputs between a worker and the engine.
+/// Inputs between a worker and the engine.
 const HANDOVER: usize = 8;
 /// Threads that serve clients from the past, at most.
 const MAX_CATCH_UPS: usize = 512;
@@ -423,10 +423,10 @@ impl Daemon {
                         taps: &taps[stream_at],
                         figures: &stream_figures[stream_at],
                     };
-                    let (to_publisher, revoked) =
+                    let (broadcaster, revoked, waker) =
                         start_publisher(&mut outlet, broadcast, epoch, &mdts)?;
-                    to_tell.push((revoked, to_publisher.1.clone()));
-                    Some(to_publisher)
+                    to_tell.push((revoked, waker));
+                    Some(broadcaster)
                 }
                 Delivery::Queue => None,
             };
@@ -452,10 +452,9 @@ impl Daemon {
                 let progress = Arc::new(Progress::default());
                 engine.watch_policies(stream_at, at, &progress.policies);
                 let (output, inputs) = match &publisher {
-                    Some((messages, waker)) => {
-                        let (messages, waker) = (messages.clone(), waker.clone());
-                        let taps = taps[stream_at].clone();
-                        (Output::Broadcast { messages, taps, waker }, None)
+                    Some(broadcaster) => {
+                        let (to, taps) = (Arc::clone(broadcaster), taps[stream_at].clone());
+                        (Output::Broadcast { to, taps }, None)
                     }
                     None => {
                         let (inputs, received) = bounded(HANDOVER);
@@ -859,8 +858,6 @@ fn units(config: &Config, hsm: &HsmActions) -> Result<Vec<Unit>> {
     Ok(units)
 }
 
-type ToPublisher = (Sender<Published>, Waker);
-
 /// What stands before every socket: who may connect, and how many.
 struct Gate {
     security: Option<Arc<Security>>,
@@ -928,38 +925,37 @@ struct Broadcast<'a> {
     figures: &'a Arc<StreamFigures>,
 }
 
+/// Returns what sends, what is to be set when somebody may no longer read, and what is to be woken then.
 fn start_publisher(
     outlet: &mut Stage,
     broadcast: Broadcast<'_>,
     epoch: u64,
     mdts: &[MdtParts],
-) -> Result<(ToPublisher, Arc<AtomicBool>)> {
+) -> Result<(Arc<Broadcaster>, Arc<AtomicBool>, Waker)> {
     let Broadcast { stream, socket, endpoint, access, taps, figures } = broadcast;
-    let revoked = Arc::new(AtomicBool::new(false));
-    let (messages, received) = bounded(HANDOVER);
-    let waker = Waker::new()?;
     let topic =
         |mdt: &MdtParts| (mdt.kind == stream.kind).then(|| Topic::new(&stream.name, &mdt.name));
-    let mut publisher = Publisher {
+    let publisher = Publisher {
         stream: stream.name.clone(),
         kind: stream.kind,
         socket,
         epoch,
         topics: mdts.iter().map(topic).collect(),
-        messages: received,
         taps: taps.clone(),
         figures: Arc::clone(figures),
-        waker: waker.clone(),
         door: Door::of_endpoint(endpoint),
         subscribers: Subscribers::default(),
-        revoked: Arc::clone(&revoked),
         access: access.clone(),
         started: Instant::now(),
-        stop: Arc::clone(&outlet.stop),
     };
+    let (revoked, waker) = (Arc::new(AtomicBool::new(false)), Waker::new()?);
+    let stop = Arc::clone(&outlet.stop);
+    let broadcaster = Broadcaster::new(publisher, waker.clone(), Arc::clone(&revoked), stop)?;
+    let broadcaster = Arc::new(broadcaster);
     outlet.wakers.push(waker.clone());
-    outlet.spawn(&format!("pub-{}", stream.name), move || publisher.run())?;
-    Ok(((messages, waker), revoked))
+    let serving = Arc::clone(&broadcaster);
+    outlet.spawn(&format!("pub-{}", stream.name), move || serving.serve())?;
+    Ok((broadcaster, revoked, waker))
 }
 
 /// Where movers connect, if they may.

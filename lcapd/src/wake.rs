@@ -4,7 +4,7 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use lcap_ffi::poll::wait_readable;
@@ -19,6 +19,8 @@ pub struct Waker(Arc<Inner>);
 struct Inner {
     fd: OwnedFd,
     asleep: AtomicBool,
+    /// Writes of the descriptor that were not read. Only for the thread that sleeps.
+    unread: AtomicU64,
 }
 
 impl AsFd for Waker {
@@ -34,7 +36,7 @@ impl Waker {
     /// If the process has no descriptor left.
     pub fn new() -> io::Result<Self> {
         let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Self(Arc::new(Inner { fd, asleep: AtomicBool::new(false) })))
+        Ok(Self(Arc::new(Inner { fd, asleep: AtomicBool::new(false), unread: AtomicU64::new(0) })))
     }
 
     /// Ends the thread's present or next sleep.
@@ -51,10 +53,19 @@ impl Waker {
         self.0.asleep.store(true, Ordering::SeqCst);
     }
 
-    /// Ends a sleep: drains the descriptor.
+    /// Ends a sleep: drains the descriptor, if somebody has written it.
     pub fn awake(&self) {
-        self.0.asleep.store(false, Ordering::SeqCst);
-        let _ = rustix::io::read(&self.0.fd, &mut [0_u8; 8]);
+        if !self.0.asleep.swap(false, Ordering::SeqCst) {
+            self.0.unread.fetch_add(1, Ordering::Relaxed);
+        }
+        // Who ended a sleep that was over anyway may write only now. Then the next sleep ends at once,
+        // and it is drained after that.
+        if self.0.unread.load(Ordering::Relaxed) > 0 {
+            let mut written = [0_u8; 8];
+            if rustix::io::read(&self.0.fd, &mut written).is_ok() {
+                self.0.unread.fetch_sub(u64::from_ne_bytes(written), Ordering::Relaxed);
+            }
+        }
     }
 
     /// For a poll set that is not ours (libzmq's).
@@ -103,5 +114,19 @@ mod tests {
         // Inputs that came before are seen by `ready`.
         waker.sleep(None, Some(hour), || true);
         assert!(hour > Instant::now());
+    }
+    /// Between the two steps of a wake the sleeper may be up again for another reason.
+    #[test]
+    fn a_wake_that_comes_late_does_not_keep_its_thread_awake_for_ever() {
+        let waker = Waker::new().unwrap();
+        let long = || Instant::now() + Duration::from_secs(3600);
+        waker.falling_asleep();
+        assert!(waker.0.asleep.swap(false, Ordering::SeqCst), "first step");
+        waker.awake();
+        rustix::io::write(&waker.0.fd, &1_u64.to_ne_bytes()).unwrap(); // second step
+        waker.sleep(None, Some(long()), || false);
+        let until = Instant::now() + Duration::from_millis(20);
+        waker.sleep(None, Some(until), || false);
+        assert!(Instant::now() >= until);
     }
 }

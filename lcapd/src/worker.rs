@@ -145,14 +145,12 @@ pub struct BarrierReply {
 
 /// Where a worker's messages go.
 pub enum Output {
-    /// To a broadcast stream's publisher.
+    /// To a broadcast stream's subscribers.
     Broadcast {
-        /// Messages for the publisher.
-        messages: Sender<Published>,
+        /// Sends to them.
+        to: Arc<dyn Publish>,
         /// Filters that consumers gave.
         taps: Taps,
-        /// Wakes the publisher.
-        waker: Waker,
     },
     /// To the engine, which gives them to the queue's members.
     Queue {
@@ -172,6 +170,12 @@ impl fmt::Debug for Output {
             Self::Queue { .. } => "Queue",
         })
     }
+}
+
+/// Sends what a broadcast stream's workers have made.
+pub trait Publish: Send + Sync {
+    /// Sends a message to all subscribers. Does not wait for any of them.
+    fn publish(&self, published: Published);
 }
 
 /// A message of a broadcast stream.
@@ -397,10 +401,9 @@ impl Worker {
         let (low, generation) = (message.header.low, message.header.generation);
         self.progress.note_message(&message);
         match &self.output {
-            Output::Broadcast { messages, taps, waker } => {
+            Output::Broadcast { to, taps } => {
                 let sequence = self.progress.sequence.load(Ordering::Relaxed) + 1;
                 message.header.sequence = sequence;
-                // Fails only when the daemon stops; what is not sent then was not settled.
                 let taps = taps.now();
                 let filtered = if taps.is_empty() {
                     Vec::new()
@@ -409,8 +412,7 @@ impl Worker {
                     let parts = filtered(&message, &self.mdt, filters);
                     taps.iter().map(|tap| tap.id).zip(parts).collect()
                 };
-                let _ = messages.send(Published { mdt_at: self.mdt_at, message, filtered });
-                waker.wake();
+                to.publish(Published { mdt_at: self.mdt_at, message, filtered });
                 self.progress.sequence.store(sequence, Ordering::Release);
             }
             Output::Queue { inputs, waker, lanes } => {

@@ -30,7 +30,7 @@ use lcapd::source::Upstream;
 use lcapd::store::{Change, Saved};
 use lcapd::taps::Taps;
 use lcapd::wake::Waker;
-use lcapd::worker::{Command, Output, Progress, Published, QueueInput, Stepped, Worker};
+use lcapd::worker::{Command, Output, Progress, Publish, Published, QueueInput, Stepped, Worker};
 
 use super::client::Down;
 use super::mdt::{Kept, SimMdt, SimUpstream};
@@ -90,6 +90,15 @@ type Sent = (u64, RecordIndex, u16);
 struct Publisher {
     messages: Receiver<Published>,
     sent: Vec<Sent>,
+}
+
+/// What a worker has said and nobody has heard yet.
+struct ToPublisher(Sender<Published>);
+
+impl Publish for ToPublisher {
+    fn publish(&self, published: Published) {
+        let _ = self.0.send(published); // fails when that life is over
+    }
 }
 
 struct CatchUpSession {
@@ -203,9 +212,8 @@ impl Life {
                 let (output, inputs) = match stream.delivery {
                     Delivery::Broadcast => (
                         Output::Broadcast {
-                            messages: messages.clone(),
+                            to: Arc::new(ToPublisher(messages.clone())),
                             taps: Taps::default(),
-                            waker: waker.clone(),
                         },
                         None,
                     ),

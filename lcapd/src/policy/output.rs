@@ -8,6 +8,12 @@ use lcap_ffi::RecordIndex;
 
 use crate::batch::{Batch, index_of};
 
+/// A smaller batch that comes with others is copied together with them: each part is a message to every
+/// subscriber, and only so many messages may wait for one.
+const SMALL_BYTES: usize = 16 << 10;
+/// No part is larger, unless it is one record: it has to fit into a message.
+const MAX_PART_BYTES: usize = 1 << 20;
+
 /// A record in [`ChainOutput::bytes`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OutRecord {
@@ -148,17 +154,47 @@ impl ChainOutput {
         self.end_packed(mdt, n_records, n_bytes);
     }
 
-    /// Copies the open run, unless it is a whole batch.
+    /// Ends the open run. What is not a batch as it was pushed, or is small and not alone, is copied.
     pub(super) fn end_run(&mut self) {
         let Some(Run { mdt, batch, from, to, .. }) = self.run.take() else { return };
-        if (from, to) == (0, batch.len()) {
+        let is_whole = (from, to) == (0, batch.len());
+        let size = batch.start(to) - batch.start(from);
+        if is_whole && size <= MAX_PART_BYTES && !(size < SMALL_BYTES && self.make_room(mdt)) {
             self.parts.push(Part::Whole { mdt, batch });
             return;
         }
+        let mut from = from;
+        while batch.start(to) - batch.start(from) > MAX_PART_BYTES {
+            let fits = |&nth: &usize| batch.start(nth + 1) - batch.start(from) <= MAX_PART_BYTES;
+            let end = (from..to).take_while(fits).last().unwrap_or(from) + 1;
+            self.copy(mdt, &batch, from..end);
+            from = end;
+        }
+        if from < to {
+            self.copy(mdt, &batch, from..to);
+        }
+    }
+
+    /// Whether the last part is one that more records of this MDT can be copied to. Makes it one if that
+    /// is a small batch.
+    fn make_room(&mut self, of: u32) -> bool {
+        match self.parts.last() {
+            Some(Part::Packed { mdt, bytes, .. }) => *mdt == of && bytes.end == self.bytes.len(),
+            Some(Part::Whole { mdt, batch }) if *mdt == of && batch.bytes.len() < SMALL_BYTES => {
+                let batch = Arc::clone(batch);
+                self.parts.pop();
+                self.copy(of, &batch, 0..batch.len());
+                true
+            }
+            _ => false,
+        }
+    }
+
+    fn copy(&mut self, mdt: u32, batch: &Batch, nth: Range<usize>) {
         let (n_records, n_bytes) = (self.records.len(), self.bytes.len());
-        let start = batch.start(from);
-        self.bytes.extend_from_slice(&batch.bytes[start..batch.start(to)]);
-        self.records.extend((from..to).map(|nth| OutRecord {
+        let start = batch.start(nth.start);
+        self.bytes.extend_from_slice(&batch.bytes[start..batch.start(nth.end)]);
+        self.records.extend(nth.map(|nth| OutRecord {
             index: batch.index(nth),
             end: offset(n_bytes + batch.start(nth + 1) - start),
             route: 0,
@@ -166,12 +202,14 @@ impl ChainOutput {
         self.end_packed(mdt, n_records, n_bytes);
     }
 
-    /// Joins what was appended to the last part, or makes a new one of it.
+    /// Joins what was appended to the last part, or makes a new one of it if that would be too large.
     fn end_packed(&mut self, mdt: u32, n_records: usize, n_bytes: usize) {
         let ends = (self.records.len(), self.bytes.len());
         match self.parts.last_mut() {
             Some(Part::Packed { mdt: last, records, bytes })
-                if *last == mdt && (records.end, bytes.end) == (n_records, n_bytes) =>
+                if *last == mdt
+                    && (records.end, bytes.end) == (n_records, n_bytes)
+                    && ends.1 - bytes.start <= MAX_PART_BYTES =>
             {
                 (records.end, bytes.end) = ends;
             }
@@ -187,4 +225,66 @@ impl ChainOutput {
 /// What one pull emits is far below 4 GiB: batches and held records are bounded by memory limits.
 fn offset(at: usize) -> u32 {
     u32::try_from(at).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// So many records of about so many bytes each.
+    fn batch(first: u64, n: u64, bytes: usize) -> Arc<Batch> {
+        let mut all = Vec::new();
+        for index in first..first + n {
+            let mut head = [0_u8; 64];
+            let name = bytes - 64;
+            head[..2].copy_from_slice(&u16::try_from(name).unwrap().to_ne_bytes());
+            head[2..4].copy_from_slice(&0x1000_u16.to_ne_bytes());
+            head[4..8].copy_from_slice(&1_u32.to_ne_bytes());
+            head[8..16].copy_from_slice(&index.to_ne_bytes());
+            all.extend_from_slice(&head);
+            all.resize(all.len() + name, b'n');
+        }
+        Arc::new(Batch::parse(all).unwrap())
+    }
+
+    /// What comes of whole batches: of each part its records, and whether it was copied.
+    fn parts(batches: &[Arc<Batch>]) -> Vec<(usize, bool)> {
+        let mut out = ChainOutput::default();
+        for batch in batches {
+            out.push_range(0, batch, &(0..batch.len()));
+        }
+        let want: Vec<_> = batches.iter().flat_map(|b| b.records()).map(|r| r.index()).collect();
+        let got: Vec<_> = out.iter().map(|(_, record, _)| index_of(record)).collect();
+        assert_eq!((got, out.len()), (want.clone(), want.len()));
+        let of = |part: &Part| match part {
+            Part::Whole { batch, .. } => (batch.len(), false),
+            Part::Packed { records, bytes, .. } => {
+                assert!(bytes.len() <= MAX_PART_BYTES);
+                (records.len(), true)
+            }
+        };
+        out.parts.iter().map(of).collect()
+    }
+
+    #[test]
+    fn neither_many_small_parts_come_out_nor_one_that_is_too_large() {
+        let small = |nth: u64| batch(1 + nth * 10, 10, 100);
+        let large = |nth: u64| batch(1 + nth * 200, 200, 200);
+        let many: Vec<_> = (0..300).map(small).collect();
+        let rows: [(&str, Vec<Arc<Batch>>, &[(usize, bool)]); 6] = [
+            ("one alone", vec![small(0)], &[(10, false)]),
+            ("small ones", many, &[(3000, true)]),
+            ("large ones", vec![large(0), large(1)], &[(200, false), (200, false)]),
+            ("one after a large one", vec![large(0), small(20)], &[(200, false), (10, false)]),
+            ("one before a large one", vec![small(0), large(1)], &[(10, false), (200, false)]),
+            (
+                "a huge one",
+                vec![batch(1, 20_000, 128)],
+                &[(8192, true), (8192, true), (3616, true)],
+            ),
+        ];
+        for (what, batches, want) in rows {
+            assert_eq!(parts(&batches), want, "{what}");
+        }
+    }
 }
