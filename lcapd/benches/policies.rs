@@ -2,6 +2,7 @@
 //!
 //! `cargo bench -p lcapd --bench policies [-- FILE…]`: FILEs are packed records, as `cat` of a changelog
 //! device gives them, measured besides LCAP_BENCH_RECORDS (default 2000000) of the generator (`sim:`).
+//! LCAP_BENCH_ONLY measures only chains whose name contains it.
 //! One thread, no lcapd around it; what counts is CPU time, so other work on the machine does not.
 
 use std::collections::BTreeMap;
@@ -54,11 +55,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             vec![filter, config("compact"), config("group").with("by", "tfid")],
         ),
     ];
+    let only = std::env::var("LCAP_BENCH_ONLY").unwrap_or_default();
     for (name, bytes) in &inputs {
         let batches = cut(bytes)?;
         let n: usize = batches.iter().map(|batch| batch.len()).sum();
         println!("{name}: {n} records, {:.1} MB", bytes.len() as f64 / 1e6);
-        for (chain, modules) in &chains {
+        for (chain, modules) in chains.iter().filter(|(name, _)| name.contains(&only)) {
             let run = run(&loader, modules, &batches, false)?;
             println!(
                 "  {chain:24} {:6.2} M records per CPU second, {:.0} % come out",
@@ -75,6 +77,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                     bytes.len() as f64 / n as f64,
                 );
             }
+        }
+        if !only.is_empty() {
+            continue;
         }
         let out = run(&loader, &[config("compact")], &batches, true)?.by_type;
         println!("  compact by type:         in       out");

@@ -158,7 +158,8 @@ fn recorded_handshakes_are_refused() {
     assert!(daemon.control().readers(None).unwrap().is_empty(), "no ghost");
     let log = daemon.log();
     assert!(log.contains("a handshake at tcp://127.0.0.1:"), "{log}");
-    assert!(log.contains("client=\"127.0.0.1\""), "{log}");
+    // Who has hung up before anybody looked is not known any more.
+    assert!(log.contains("client=\"127.0.0.1\"") || log.contains("client=\"?\""), "{log}");
 }
 
 #[test]

@@ -7,9 +7,10 @@
 #![forbid(unsafe_code)]
 
 mod express;
+mod handover;
+mod places;
 
 use std::collections::VecDeque;
-use std::num::NonZeroU64;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -18,8 +19,9 @@ use lcap_ffi::{MdtName, RecordIndex};
 use serde::Serialize;
 use tracing::error;
 
+use self::places::{Body, Buffer, MAX_MDTS, Made, MdtLog, PINNED_FACTOR, Places, Slot, Source};
 use super::figures::Counters;
-use super::output::{ChainOutput, Part};
+use super::output::ChainOutput;
 use super::window::Window;
 use super::{ChainFigures, Fault, Instance, Module, Nanos, OnError, PolicyConfig, PolicyError};
 use crate::batch::{Batch, index_of};
@@ -28,16 +30,16 @@ use crate::batch::{Batch, index_of};
 const MIN_WAKE_NS: u64 = 1_000_000;
 /// Memory that held records may pin without being copied together.
 const PINNED_SLACK_BYTES: usize = 1 << 20;
-/// Beyond the slack: pinned bytes per byte of held records before they are copied together.
-const PINNED_FACTOR: usize = 4;
 /// Modules are asked for their own figures no more often than this.
 const OWN_EVERY_NS: u64 = 1_000_000_000;
+
+pub use self::handover::{Held, HeldBatch};
 
 /// A chain of modules, for one MDT of a stream, or for all of them if a module is shared.
 #[derive(Debug)]
 pub struct Chain {
     stages: Vec<Stage>,
-    mdts: Vec<MdtLog>,
+    places: Places,
     /// What has passed the last module since the last pull.
     ready: Vec<Slot>,
     /// Nothing works any more: a module with `on_error = "stop"` failed.
@@ -68,112 +70,6 @@ struct Stage {
     n_emitted: u64,
     n_dropped: u64,
     n_merged: u64,
-}
-
-/// A record on its way through the chain.
-#[derive(Debug)]
-struct Slot {
-    mdt: u32,
-    route: u64,
-    body: Body,
-}
-
-#[derive(Debug)]
-enum Body {
-    /// As it was pushed: its number in its MDT's log.
-    Source(u64),
-    /// A module's own.
-    Made(Box<Made>),
-}
-
-#[derive(Debug)]
-struct Made {
-    record: Box<[u8]>,
-    /// Numbers of the pushed records that it stands for.
-    sources: Vec<u64>,
-}
-
-/// The pushed records of one MDT that are not settled.
-#[derive(Debug)]
-struct MdtLog {
-    name: MdtName,
-    sources: Window<Source>,
-    buffers: Window<Buffer>,
-    /// Highest index pushed.
-    last: RecordIndex,
-    /// As of the last pull.
-    low: RecordIndex,
-    dropped: u64,
-}
-
-/// Where a record lies: which buffer (its number's low bits), and which record of that. Eight bytes, since
-/// a module may hold millions.
-#[derive(Clone, Copy, Debug)]
-struct Source(NonZeroU64);
-
-/// A batch has less than 4 GiB, and a record at least 64 bytes.
-const NTH_BITS: u32 = 26;
-/// Far more buffers than any chain has at a time.
-const BUFFER_BITS: u32 = 37;
-
-impl Source {
-    fn new(buffer: u64, nth: usize) -> Self {
-        let buffer = buffer & ((1 << BUFFER_BITS) - 1);
-        // The top bit makes it differ from zero.
-        let packed = 1 << 63 | buffer << NTH_BITS | nth as u64;
-        Self(NonZeroU64::new(packed).unwrap_or(NonZeroU64::MIN))
-    }
-
-    /// The buffer's number, which is below `next` and not by much.
-    #[inline]
-    fn buffer(self, next: u64) -> u64 {
-        let behind = next.wrapping_sub(self.0.get() >> NTH_BITS) & ((1 << BUFFER_BITS) - 1);
-        next.wrapping_sub(behind)
-    }
-
-    #[inline]
-    fn nth(self) -> usize {
-        (self.0.get() & ((1 << NTH_BITS) - 1)) as usize
-    }
-}
-
-/// A batch of which some records are not settled.
-#[derive(Debug)]
-struct Buffer {
-    batch: Arc<Batch>,
-    /// When the (first) of its records was pushed.
-    since: Nanos,
-    n_live: usize,
-    live_bytes: usize,
-    /// With fewer live bytes than this the batch is not worth its memory.
-    move_below: usize,
-}
-
-impl Buffer {
-    fn new(batch: Arc<Batch>, since: Nanos) -> Self {
-        let (n_live, live_bytes) = (batch.len(), batch.bytes.len());
-        Self { batch, since, n_live, live_bytes, move_below: live_bytes / PINNED_FACTOR }
-    }
-}
-
-/// What a replaced chain had not settled, for [`Chain::adopt`].
-#[derive(Debug, Default)]
-pub struct Held {
-    /// Records in their original order and form.
-    pub batches: Vec<HeldBatch>,
-    /// Per MDT: highest index pushed, and low.
-    marks: Vec<(MdtName, RecordIndex, RecordIndex)>,
-}
-
-/// Consecutive records that a replaced chain had not settled.
-#[derive(Clone, Debug)]
-pub struct HeldBatch {
-    /// Their MDT.
-    pub mdt: MdtName,
-    /// When they came: what holds them from now on is to hold them no longer for it.
-    pub since: Nanos,
-    /// The records.
-    pub batch: Arc<Batch>,
 }
 
 /// Whether a module is at work.
@@ -251,6 +147,12 @@ impl Chain {
         modules: &[(Arc<Module>, PolicyConfig)],
         mdts: &[MdtName],
     ) -> Result<Self, PolicyError> {
+        if mdts.len() > MAX_MDTS
+            && let Some((module, _)) = modules.first()
+        {
+            let problem = format!("it would see {} MDTs, {MAX_MDTS} are possible", mdts.len());
+            return Err(PolicyError::Options { module: module.name().to_owned(), problem });
+        }
         let loaded: Vec<Arc<Module>> = modules.iter().map(|(m, _)| Arc::clone(m)).collect();
         let figures = Arc::new(ChainFigures::of(&loaded));
         let stages = modules.iter().enumerate().map(|(nth, (module, config))| {
@@ -267,17 +169,9 @@ impl Chain {
                 n_merged: 0,
             })
         });
-        let mdts = mdts.iter().map(|name| MdtLog {
-            name: name.clone(),
-            sources: Window::new(0),
-            buffers: Window::new(0),
-            last: RecordIndex::ZERO,
-            low: RecordIndex::ZERO,
-            dropped: 0,
-        });
         Ok(Self {
             stages: stages.collect::<Result<_, PolicyError>>()?,
-            mdts: mdts.collect(),
+            places: Places::new(mdts),
             ready: Vec::new(),
             stopped: None,
             figures,
@@ -326,7 +220,7 @@ impl Chain {
     ) -> Result<(), PolicyError> {
         self.check_stopped()?;
         self.now = self.now.max(now);
-        let Some(log) = self.mdts.get_mut(mdt as usize) else { return Ok(()) };
+        let Some(log) = self.places.mdt_mut(mdt) else { return Ok(()) };
         if batch.is_empty() {
             return Ok(());
         }
@@ -337,7 +231,7 @@ impl Chain {
         let mut slots = Vec::with_capacity(batch.len());
         for nth in 0..batch.len() {
             let number = log.sources.push(Source::new(buffer, nth));
-            slots.push(Slot { mdt, route: 0, body: Body::Source(number) });
+            slots.push(Slot::source(mdt, number));
         }
         self.pass(0, slots);
         self.publish();
@@ -362,14 +256,16 @@ impl Chain {
             self.run(nth, flush);
             self.check_stopped()?;
         }
-        for Slot { mdt, route, body } in std::mem::take(&mut self.ready) {
-            match body {
+        for slot in std::mem::take(&mut self.ready) {
+            let (mdt, route) = (slot.mdt(), slot.route);
+            match slot.body() {
                 Body::Source(number) => self.settle(mdt, number, Some((&mut *out, route))),
-                Body::Made(made) => {
+                Body::Made(number) => {
+                    let made = self.places.take_made(number);
                     for &number in &made.sources {
                         self.settle(mdt, number, None);
                     }
-                    if let Some(log) = self.mdts.get_mut(mdt as usize) {
+                    if let Some(log) = self.places.mdt_mut(mdt) {
                         log.dropped += made.sources.len() as u64 - 1;
                     }
                     out.push_bytes(mdt, &made.record, route);
@@ -377,7 +273,7 @@ impl Chain {
             }
         }
         out.end_run();
-        for log in &mut self.mdts {
+        for log in &mut self.places.mdts {
             log.low = log.first_unsettled().map_or(log.last, RecordIndex::prev);
         }
         self.unpin();
@@ -393,22 +289,22 @@ impl Chain {
 
     /// The same of the MDT with that number.
     pub fn low_of(&self, mdt: u32) -> RecordIndex {
-        self.mdts.get(mdt as usize).map_or(RecordIndex::ZERO, |log| log.low)
+        self.places.mdt(mdt).map_or(RecordIndex::ZERO, |log| log.low)
     }
 
     /// Records that are not settled.
     pub fn held(&self) -> u64 {
-        self.mdts.iter().map(|log| log.sources.len() as u64).sum()
+        self.places.mdts.iter().map(|log| log.sources.len() as u64).sum()
     }
 
     /// The same of the MDT with that number.
     pub fn held_of(&self, mdt: u32) -> u64 {
-        self.mdts.get(mdt as usize).map_or(0, |log| log.sources.len() as u64)
+        self.places.mdt(mdt).map_or(0, |log| log.sources.len() as u64)
     }
 
     /// Highest index of the MDT with that number that was pushed.
     pub fn last_of(&self, mdt: u32) -> RecordIndex {
-        self.mdts.get(mdt as usize).map_or(RecordIndex::ZERO, |log| log.last)
+        self.places.mdt(mdt).map_or(RecordIndex::ZERO, |log| log.last)
     }
 
     /// Memory that they keep alive, as far as it is records. Pull with `flush` if it is too much.
@@ -418,12 +314,12 @@ impl Chain {
 
     /// Pushed records that did not come out: dropped, or merged into others.
     pub fn dropped(&self) -> u64 {
-        self.mdts.iter().map(|log| log.dropped).sum()
+        self.places.mdts.iter().map(|log| log.dropped).sum()
     }
 
     /// The same of the MDT with that number.
     pub fn dropped_of(&self, mdt: u32) -> u64 {
-        self.mdts.get(mdt as usize).map_or(0, |log| log.dropped)
+        self.places.mdt(mdt).map_or(0, |log| log.dropped)
     }
 
     /// When to pull at the latest, if nothing is pushed before.
@@ -507,7 +403,7 @@ impl Chain {
     /// The MDT with that number issues indexes from `from` on again. To be called when nothing of it
     /// is held.
     pub fn rewind_of(&mut self, mdt: u32, from: RecordIndex) {
-        if let Some(log) = self.mdts.get_mut(mdt as usize) {
+        if let Some(log) = self.places.mdt_mut(mdt) {
             log.last = log.last.min(from.prev());
             log.low = log.low.min(from.prev());
         }
@@ -516,8 +412,8 @@ impl Chain {
     /// What is not settled, as it was pushed, for a chain that is to take the place of this one.
     pub fn held_records(&self) -> Held {
         let mut held = Held::default();
-        for log in &self.mdts {
-            log.add_held(&mut held);
+        for log in &self.places.mdts {
+            held.add(log);
         }
         held
     }
@@ -525,8 +421,8 @@ impl Chain {
     /// The same of the MDT with that number.
     pub fn held_records_of(&self, mdt: u32) -> Held {
         let mut held = Held::default();
-        if let Some(log) = self.mdts.get(mdt as usize) {
-            log.add_held(&mut held);
+        if let Some(log) = self.places.mdt(mdt) {
+            held.add(log);
         }
         held
     }
@@ -539,12 +435,12 @@ impl Chain {
     /// Only if a module with `on_error = "stop"` fails.
     pub fn adopt(&mut self, held: &Held, now: Nanos) -> Result<(), PolicyError> {
         for (name, last, low) in &held.marks {
-            if let Some(log) = self.mdts.iter_mut().find(|log| log.name == *name) {
+            if let Some(log) = self.places.mdts.iter_mut().find(|log| log.name == *name) {
                 (log.last, log.low) = (*last, *low);
             }
         }
         for HeldBatch { mdt, since, batch } in &held.batches {
-            let nth = self.mdts.iter().position(|log| log.name == *mdt);
+            let nth = self.places.mdts.iter().position(|log| log.name == *mdt);
             if let Some(mdt) = nth.and_then(|nth| u32::try_from(nth).ok()) {
                 // As old as they are: a chain that is replaced again and again holds nothing longer.
                 self.push_from(mdt, batch, *since)?;
@@ -573,12 +469,12 @@ impl Chain {
             self.ready.append(&mut slots);
             return;
         };
-        let (stage, mdts) = (&mut self.stages[nth], &self.mdts);
+        let (stage, places) = (&mut self.stages[nth], &self.places);
         stage.ages.push_back((stage.slots.next(), self.now));
         stage.n_in += slots.len() as u64;
         stage.instance.start_records();
         for slot in slots {
-            stage.instance.add_record(stage.slots.next(), slot.mdt, slot.record(mdts));
+            stage.instance.add_record(stage.slots.next(), slot.mdt(), places.record(slot));
             stage.slots.push(slot);
         }
         if let Err(fault) = stage.instance.enqueue(self.now) {
@@ -619,11 +515,12 @@ impl Chain {
         let stage = &mut self.stages[nth];
         let mut passed_on = Vec::with_capacity(n);
         let mut settled = Vec::new();
-        let fault = (0..n)
-            .find_map(|entry| stage.apply(entry, &self.mdts, &mut passed_on, &mut settled).err());
+        let fault = (0..n).find_map(|entry| {
+            stage.apply(entry, &mut self.places, &mut passed_on, &mut settled).err()
+        });
         for (mdt, number) in settled {
             self.settle(mdt, number, None);
-            if let Some(log) = self.mdts.get_mut(mdt as usize) {
+            if let Some(log) = self.places.mdt_mut(mdt) {
                 log.dropped += 1;
             }
         }
@@ -636,7 +533,7 @@ impl Chain {
         let stage = &mut self.stages[nth];
         let module = stage.instance.module.name().to_owned();
         let said = stage.instance.last_error().unwrap_or_default();
-        let mdt = self.mdts.first().map(|log| log.name.to_string()).unwrap_or_default();
+        let mdt = self.places.mdts.first().map(|log| log.name.to_string()).unwrap_or_default();
         let held = stage.slots.len();
         stage.fault = Some(fault.clone());
         stage.wake_at = None;
@@ -664,7 +561,7 @@ impl Chain {
 
     /// A pushed record is done with; it is emitted first, if there is an output.
     fn settle(&mut self, mdt: u32, number: u64, out: Option<(&mut ChainOutput, u64)>) {
-        let Some(log) = self.mdts.get_mut(mdt as usize) else { return };
+        let Some(log) = self.places.mdt_mut(mdt) else { return };
         let Some(source) = log.sources.take(number) else { return };
         let (number, nth) = (source.buffer(log.buffers.next()), source.nth());
         let Some(buffer) = log.buffers.get_mut(number) else { return };
@@ -690,7 +587,7 @@ impl Chain {
         let at_work = |stage: &&Stage| stage.fault.is_none() && stage.slots.len() > 0;
         let mut holding = self.stages.iter().filter(at_work);
         if holding.all(|stage| stage.instance.module.keeps_no_pointers()) {
-            self.pinned_bytes = self.mdts.iter_mut().map(MdtLog::copy_together).sum();
+            self.pinned_bytes = self.places.mdts.iter_mut().map(MdtLog::copy_together).sum();
         }
     }
 }
@@ -701,7 +598,7 @@ impl Stage {
     fn apply(
         &mut self,
         nth: usize,
-        mdts: &[MdtLog],
+        places: &mut Places,
         passed_on: &mut Vec<Slot>,
         settled: &mut Vec<(u32, u64)>,
     ) -> Result<(), Fault> {
@@ -715,7 +612,7 @@ impl Stage {
                 return Err(Fault::Record { token, problem: problem.to_owned() });
             }
             let tokens: Vec<u64> = decision.tokens.iter().collect();
-            let made = merge(slots, mdts, &tokens, record, decision.route)?;
+            let made = merge(slots, places, &tokens, record, decision.route)?;
             self.n_emitted += 1;
             self.n_merged += tokens.len() as u64 - 1;
             passed_on.push(made);
@@ -731,10 +628,12 @@ impl Stage {
                 passed_on.push(slot);
             } else {
                 self.n_dropped += 1;
-                match slot.body {
-                    Body::Source(number) => settled.push((slot.mdt, number)),
-                    Body::Made(made) => {
-                        settled.extend(made.sources.iter().map(|&number| (slot.mdt, number)));
+                let mdt = slot.mdt();
+                match slot.body() {
+                    Body::Source(number) => settled.push((mdt, number)),
+                    Body::Made(number) => {
+                        let made = places.take_made(number);
+                        settled.extend(made.sources.iter().map(|&number| (mdt, number)));
                     }
                 }
             }
@@ -770,7 +669,7 @@ impl Stage {
 /// Takes the slots of `tokens` and makes one of them, with a record of the module's making.
 fn merge(
     slots: &mut Window<Slot>,
-    mdts: &[MdtLog],
+    places: &mut Places,
     tokens: &[u64],
     record: &[u8],
     route: u64,
@@ -784,9 +683,9 @@ fn merge(
     let bad = |problem: String| Fault::Record { token: first, problem };
     let (mut lowest, mut mdt) = (RecordIndex::new(u64::MAX), None);
     for &token in tokens {
-        let slot = slots.get(token).ok_or(Fault::Token(token))?;
-        lowest = lowest.min(index_of(slot.record(mdts)));
-        if *mdt.get_or_insert(slot.mdt) != slot.mdt {
+        let slot = *slots.get(token).ok_or(Fault::Token(token))?;
+        lowest = lowest.min(index_of(places.record(slot)));
+        if *mdt.get_or_insert(slot.mdt()) != slot.mdt() {
             return Err(bad("its tokens are of several MDTs".to_owned()));
         }
     }
@@ -802,110 +701,14 @@ fn merge(
         if old_route == 0 {
             old_route = slot.route;
         }
-        match slot.body {
+        match slot.body() {
             Body::Source(number) => sources.push(number),
-            Body::Made(made) => sources.extend(made.sources),
+            Body::Made(number) => sources.extend(places.take_made(number).sources),
         }
     }
+    let number = places.made.push(Made { record: record.into(), sources });
     let route = if route == 0 { old_route } else { route };
-    Ok(Slot {
-        mdt: mdt.unwrap_or(0),
-        route,
-        body: Body::Made(Box::new(Made { record: record.into(), sources })),
-    })
-}
-
-impl Slot {
-    /// The packed record.
-    #[inline]
-    fn record<'a>(&'a self, mdts: &'a [MdtLog]) -> &'a [u8] {
-        match &self.body {
-            // An unsettled record has its buffer, so the default is never used.
-            Body::Source(number) => {
-                mdts.get(self.mdt as usize).and_then(|log| log.record(*number)).unwrap_or_default()
-            }
-            Body::Made(made) => &made.record,
-        }
-    }
-}
-
-impl MdtLog {
-    #[inline]
-    fn record(&self, number: u64) -> Option<&[u8]> {
-        let source = self.sources.get(number)?;
-        let buffer = self.buffers.get(source.buffer(self.buffers.next()))?;
-        Some(buffer.batch.record(source.nth()))
-    }
-
-    fn first_unsettled(&self) -> Option<RecordIndex> {
-        let (number, _) = self.sources.first()?;
-        self.record(number).map(index_of)
-    }
-
-    /// Copies the records of mostly settled buffers into one; returns the bytes that
-    /// all buffers have then.
-    fn copy_together(&mut self) -> usize {
-        let (mut bytes, mut ends) = (Vec::new(), Vec::new());
-        let (mut first, mut last) = (RecordIndex::new(u64::MAX), RecordIndex::ZERO);
-        let (buffer, mut since) = (self.buffers.next(), Nanos(u64::MAX));
-        for source in self.sources.iter_mut() {
-            let number = source.buffer(buffer);
-            let Some(from) = self.buffers.get_mut(number) else { continue };
-            let record = from.batch.record(source.nth());
-            let Ok(end) = u32::try_from(bytes.len() + record.len()) else { break };
-            let nth = ends.len();
-            let mostly_settled = from.move_below > from.live_bytes;
-            if !mostly_settled {
-                continue;
-            }
-            bytes.extend_from_slice(record);
-            ends.push(end);
-            first = first.min(index_of(record));
-            last = last.max(index_of(record));
-            since = since.min(from.since);
-            from.n_live -= 1;
-            if from.n_live == 0 {
-                self.buffers.take(number);
-            }
-            *source = Source::new(buffer, nth);
-        }
-        if !ends.is_empty() {
-            let batch = Arc::new(Batch::from_parts(bytes, ends, first, last));
-            self.buffers.push(Buffer::new(batch, since));
-        }
-        self.buffers.iter().map(|(_, buffer)| buffer.batch.bytes.len()).sum()
-    }
-
-    /// Everything that is not settled, as it was pushed and in that order.
-    fn add_held(&self, held: &mut Held) {
-        held.marks.push((self.name.clone(), self.last, self.low));
-        let mut run: Option<(Nanos, ChainOutput)> = None;
-        for (_, source) in self.sources.iter() {
-            let number = source.buffer(self.buffers.next());
-            let Some(buffer) = self.buffers.get(number) else { continue };
-            let same = run.as_ref().is_some_and(|(since, _)| *since == buffer.since);
-            if !same && let Some((since, out)) = run.take() {
-                held.add(&self.name, since, out);
-            }
-            let (_, out) = run.get_or_insert_with(|| (buffer.since, ChainOutput::default()));
-            out.push(0, number, &buffer.batch, source.nth(), 0);
-        }
-        if let Some((since, out)) = run {
-            held.add(&self.name, since, out);
-        }
-    }
-}
-
-impl Held {
-    fn add(&mut self, mdt: &MdtName, since: Nanos, mut out: ChainOutput) {
-        out.end_run();
-        let batches = out.parts.iter().filter_map(|part| match part {
-            Part::Whole { batch, .. } => Some(Arc::clone(batch)),
-            // Whole records: they were parsed when they came.
-            Part::Packed { bytes, .. } => {
-                Batch::parse(out.bytes[bytes.clone()].to_vec()).ok().map(Arc::new)
-            }
-        });
-        self.batches.extend(batches.map(|batch| HeldBatch { mdt: mdt.clone(), since, batch }));
-    }
+    let mut slot = Slot::made(mdt.unwrap_or(0), number);
+    slot.route = route;
+    Ok(slot)
 }

@@ -5,10 +5,13 @@
 #![forbid(unsafe_code)]
 
 use std::collections::{HashMap, VecDeque};
-use std::hash::{BuildHasherDefault, Hasher};
+use std::hash::BuildHasherDefault;
 
-use crate::list::List;
 use lcap_policy_sdk::{Fid, Nanos, Out, Record, RecordType, Taken, record::split_first};
+
+use crate::hash::{Mixer, name_key};
+use crate::names::Names;
+use crate::objects::{Id, Object, Objects};
 
 /// Number of a held record.
 pub(crate) type Seq = u64;
@@ -72,63 +75,57 @@ impl Kind {
     }
 }
 
-/// An object of which something is held: its place in a table, or none.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Id(u32);
-
-impl Id {
-    pub(crate) const NONE: Self = Self(u32::MAX);
-
-    pub(crate) fn is_none(self) -> bool {
-        self == Self::NONE
-    }
-}
-
-/// One held record.
+/// One held record. A window may have millions, and most are dropped: what few of them have lies elsewhere.
 #[derive(Debug)]
 pub(crate) struct Entry {
     pub(crate) kind: Kind,
-    pub(crate) rec_type: RecordType,
-    /// `LIVE`, or an empty place.
+    /// Its type, or [`OTHER_TYPE`].
+    rec_type: u8,
+    /// Not an empty place.
     live: bool,
-    /// Bytes of the record.
-    size: u16,
+    /// What lies elsewhere: [`CHANGED`], [`TOGETHER`].
+    elsewhere: u8,
     /// Bits whose meaning depends on the type.
     pub(crate) flags: u16,
+    /// Bytes of the record.
+    size: u16,
     /// The object, and of a rename the overwritten one in `other`.
     pub(crate) about: Id,
     pub(crate) other: Id,
     /// Directories that it names: parent and, of a rename, source parent.
     dirs: [Id; 2],
-    /// The record that gave it its present name: itself, or what was folded into it last.
-    pub(crate) named_at: Seq,
-    changed: Option<Box<Changed>>,
+}
+
+/// It has an entry in [`Held::changes`].
+const CHANGED: u8 = 1;
+/// It has one in [`Held::together`].
+const TOGETHER: u8 = 2;
+/// A type from the future: no rule says anything of it.
+const OTHER_TYPE: u8 = u8::MAX;
+
+fn short_type(rec_type: RecordType) -> u8 {
+    u8::try_from(rec_type.0).unwrap_or(OTHER_TYPE)
+}
+
+impl Entry {
+    pub(crate) fn rec_type(&self) -> RecordType {
+        RecordType(self.rec_type.into())
+    }
+
+    fn is_changed(&self) -> bool {
+        self.elsewhere & CHANGED != 0
+    }
 }
 
 /// What became of a record that others were folded into.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Changed {
     /// Tokens of the others.
     tokens: Vec<u64>,
     /// The record as it is now.
     record: Vec<u8>,
-}
-
-/// What is known of an object of which records are held.
-#[derive(Debug, Default)]
-pub(crate) struct Object {
-    fid: Fid,
-    /// Live records about it, in order.
-    pub(crate) held: List,
-    /// Live records that name it as a directory.
-    pub(crate) n_inside: u32,
-    /// Last record that gave or took one of its names, whatever became of it.
-    pub(crate) last_name: Seq,
-    /// Its names, if its birth is held.
-    pub(crate) names: List,
-    /// Its history is not all here: another MDT has a part in it.
-    pub(crate) foreign: bool,
-    pub(crate) is_no_dir: bool,
+    /// The one that gave it its present name: itself, or what was folded into it last.
+    named_at: Seq,
 }
 
 /// Records that only objects other than directories have. Directories are opened and closed, too,
@@ -152,9 +149,11 @@ pub(crate) struct Pushed {
     pub(crate) about: Id,
     pub(crate) other: Id,
     pub(crate) parent: Id,
-    /// The record that last touched its name before, 0 if that is not held.
+    /// Its name, as a number, and the record that last touched that before; 0 if none is held.
+    pub(crate) name: u64,
     pub(crate) name_touched: Seq,
     /// The same for the name that a rename takes away.
+    pub(crate) source: u64,
     pub(crate) source_touched: Seq,
 }
 
@@ -175,13 +174,10 @@ pub(crate) struct Held {
     token_offset: u64,
     arrivals: VecDeque<Arrival>,
     n_bytes: usize,
-    /// Places in `objects`.
-    ids: HashMap<Fid, Id, BuildHasherDefault<Mixer>>,
-    objects: Vec<Object>,
-    /// Places that are free; their buffers are used again.
-    free: Vec<Id>,
-    /// Last record that touched a name. Tidied now and then.
-    touched: HashMap<u64, Seq, BuildHasherDefault<Mixer>>,
+    objects: Objects,
+    names: Names,
+    /// Of live entries that others were folded into.
+    changes: HashMap<Seq, Changed, BuildHasherDefault<Mixer>>,
     /// Tokens of dropped records, since the last dequeue.
     dropped: Vec<u64>,
     /// Dropped together, at the place of the first: until then the MDT keeps all of them.
@@ -191,8 +187,6 @@ pub(crate) struct Held {
     leave_upto: Seq,
 }
 
-/// Names that may be left over before they are tidied away.
-const MIN_TIDY: usize = 1024;
 /// What a place in the queue costs besides its record.
 const ENTRY_BYTES: usize = size_of::<Entry>() + 2 * size_of::<Object>();
 
@@ -240,41 +234,31 @@ impl Held {
 
     /// The record as it will leave: the one that was taken, or what others were folded into.
     pub(crate) fn record<'a>(&'a self, taken: &'a Taken, seq: Seq) -> Option<Record<'a>> {
-        match &self.get(seq)?.changed {
-            Some(changed) => split_first(&changed.record).ok().map(|(record, _)| record),
-            None => taken.get(seq.wrapping_add(self.token_offset)),
+        if self.get(seq)?.is_changed() {
+            let changed = self.changes.get(&seq)?;
+            return split_first(&changed.record).ok().map(|(record, _)| record);
         }
+        taken.get(seq.wrapping_add(self.token_offset))
+    }
+
+    /// The record that gave a held one its present name.
+    pub(crate) fn named_at(&self, seq: Seq) -> Seq {
+        let is_changed = self.get(seq).is_some_and(Entry::is_changed);
+        let changed = if is_changed { self.changes.get(&seq) } else { None };
+        changed.map_or(seq, |changed| changed.named_at)
     }
 
     pub(crate) fn object(&self, id: Id) -> Option<&Object> {
-        self.objects.get(id.0 as usize)
+        self.objects.get(id)
     }
 
     pub(crate) fn object_mut(&mut self, id: Id) -> Option<&mut Object> {
-        self.objects.get_mut(id.0 as usize)
+        self.objects.get_mut(id)
     }
 
     /// The object's place, if something is held of it.
     pub(crate) fn known(&self, fid: Fid) -> Option<Id> {
-        self.ids.get(&fid).copied()
-    }
-
-    /// The object's place; a new one if nothing was held of it.
-    fn id_of(&mut self, fid: Fid) -> Id {
-        if fid.is_zero() {
-            return Id::NONE;
-        }
-        let Self { ids, objects, free, .. } = self;
-        *ids.entry(fid).or_insert_with(|| {
-            let id = free.pop().unwrap_or_else(|| {
-                objects.push(Object::default());
-                Id(u32::try_from(objects.len() - 1).unwrap_or(u32::MAX))
-            });
-            if let Some(object) = objects.get_mut(id.0 as usize) {
-                object.fid = fid;
-            }
-            id
-        })
+        self.objects.known(fid)
     }
 
     /// Appends a record and notes what it concerns.
@@ -288,18 +272,19 @@ impl Held {
             (_, Some(source)) if moves => (source, record.target()),
             _ => (record.target(), Fid::default()),
         };
-        let (about, other) = (self.id_of(about), self.id_of(other));
+        let (about, other) = (self.objects.id_of(about), self.objects.id_of(other));
         let mut dirs = [Id::NONE; 2];
+        let (mut name, mut source) = (0, 0);
         let (mut name_touched, mut source_touched) = (0, 0);
         if kind.has_name() {
-            dirs[0] = self.id_of(record.parent());
-            let name = name_key(record.parent(), record.name());
-            name_touched = self.touched.insert(name, seq).unwrap_or(0);
+            dirs[0] = self.objects.id_of(record.parent());
+            name = name_key(record.parent(), record.name());
+            name_touched = self.names.touch(name, seq);
             if moves {
                 let parent = record.source_parent().unwrap_or_default();
-                dirs[1] = self.id_of(parent);
-                let name = name_key(parent, record.source_name().unwrap_or_default());
-                source_touched = self.touched.insert(name, seq).unwrap_or(0);
+                dirs[1] = self.objects.id_of(parent);
+                source = name_key(parent, record.source_name().unwrap_or_default());
+                source_touched = self.names.touch(source, seq);
             }
         }
         // Lustre's are some hundred bytes long; this is for the sum only.
@@ -307,7 +292,7 @@ impl Held {
         self.n_bytes += usize::from(size);
         self.arrive();
         for id in [about, other] {
-            if let Some(object) = self.objects.get_mut(id.0 as usize) {
+            if let Some(object) = self.objects.get_mut(id) {
                 object.held.push(seq);
                 if kind.has_name() {
                     object.last_name = seq;
@@ -316,21 +301,21 @@ impl Held {
             }
         }
         for dir in dirs {
-            self.enter(dir);
+            self.objects.enter(dir);
         }
         self.entries.push_back(Entry {
             kind,
-            rec_type,
-            flags: record.type_flags(),
+            rec_type: short_type(rec_type),
             live: true,
+            elsewhere: 0,
+            flags: record.type_flags(),
             size,
             about,
             other,
             dirs,
-            named_at: seq,
-            changed: None,
         });
-        Pushed { seq, about, other, parent: dirs[0], name_touched, source_touched }
+        let parent = dirs[0];
+        Pushed { seq, about, other, parent, name, name_touched, source, source_touched }
     }
 
     /// Appends a place for a record that is dropped at once.
@@ -340,15 +325,14 @@ impl Held {
         self.arrive();
         self.entries.push_back(Entry {
             kind: Kind::of(record.rec_type()),
-            rec_type: record.rec_type(),
-            flags: 0,
+            rec_type: short_type(record.rec_type()),
             live: false,
+            elsewhere: 0,
+            flags: 0,
             size: 0,
             about: Id::NONE,
             other: Id::NONE,
             dirs: [Id::NONE; 2],
-            named_at: seq,
-            changed: None,
         });
     }
 
@@ -358,39 +342,15 @@ impl Held {
         }
     }
 
-    fn enter(&mut self, dir: Id) {
-        if let Some(object) = self.objects.get_mut(dir.0 as usize) {
-            object.n_inside += 1;
-        }
-    }
-
-    fn exit(&mut self, dir: Id) {
-        if let Some(object) = self.objects.get_mut(dir.0 as usize) {
-            object.n_inside = object.n_inside.saturating_sub(1);
-            self.free_if_idle(dir);
-        }
-    }
-
-    fn free_if_idle(&mut self, id: Id) {
-        let Some(object) = self.objects.get_mut(id.0 as usize) else { return };
-        // An object that is free already has no FID.
-        if object.held.is_empty() && object.n_inside == 0 && !object.fid.is_zero() {
-            self.ids.remove(&object.fid);
-            object.fid = Fid::default();
-            object.names = List::default();
-            (object.last_name, object.foreign, object.is_no_dir) = (0, false, false);
-            self.free.push(id);
-        }
-    }
-
     /// Makes the place of a record empty; appends its tokens.
     fn vacate(&mut self, seq: Seq, tokens: &mut Vec<u64>) {
         let own = seq.wrapping_add(self.token_offset);
         let Some(entry) = self.get_mut(seq) else { return };
         entry.live = false;
-        let (about, other, dirs) = (entry.about, entry.other, entry.dirs);
+        let (about, other, dirs, is_changed) =
+            (entry.about, entry.other, entry.dirs, entry.is_changed());
         tokens.push(own);
-        if let Some(changed) = entry.changed.take() {
+        if is_changed && let Some(changed) = self.changes.remove(&seq) {
             tokens.extend_from_slice(&changed.tokens);
         }
         self.forget(seq, about, other, dirs);
@@ -398,13 +358,13 @@ impl Held {
 
     fn forget(&mut self, seq: Seq, about: Id, other: Id, dirs: [Id; 2]) {
         for id in [about, other] {
-            if let Some(object) = self.objects.get_mut(id.0 as usize) {
+            if let Some(object) = self.objects.get_mut(id) {
                 object.held.remove_in_order(seq);
-                self.free_if_idle(id);
+                self.objects.free_if_idle(id);
             }
         }
         for dir in dirs {
-            self.exit(dir);
+            self.objects.exit(dir);
         }
     }
 
@@ -423,7 +383,11 @@ impl Held {
         self.vacate(first, &mut tokens);
         self.vacate(second, &mut tokens);
         let n = tokens.len() as u64;
-        self.together.insert(first, tokens);
+        // The place is empty by now, and stays.
+        if let Some(entry) = self.place(first).and_then(|place| self.entries.get_mut(place)) {
+            entry.elsewhere |= TOGETHER;
+            self.together.insert(first, tokens);
+        }
         n
     }
 
@@ -431,8 +395,14 @@ impl Held {
     pub(crate) fn change(&mut self, seq: Seq, flags: u16, record: Vec<u8>) {
         if let Some(entry) = self.get_mut(seq) {
             entry.flags = flags;
-            entry.changed.get_or_insert_default().record = record;
+            entry.elsewhere |= CHANGED;
+            self.changed(seq).record = record;
         }
+    }
+
+    fn changed(&mut self, seq: Seq) -> &mut Changed {
+        let unchanged = || Changed { tokens: Vec::new(), record: Vec::new(), named_at: seq };
+        self.changes.entry(seq).or_insert_with(unchanged)
     }
 
     /// Folds record `from` into the earlier record `into`, which then is `record`.
@@ -441,23 +411,23 @@ impl Held {
         let rec_type = parsed.rec_type();
         let flags = parsed.type_flags();
         let source_parent = parsed.source().and(parsed.source_parent()).unwrap_or_default();
-        let dirs = [self.id_of(parsed.parent()), self.id_of(source_parent)];
+        let dirs = [self.objects.id_of(parsed.parent()), self.objects.id_of(source_parent)];
         for dir in dirs {
-            self.enter(dir);
+            self.objects.enter(dir);
         }
         let mut tokens = Vec::new();
         self.vacate(from, &mut tokens);
         let Some(entry) = self.get_mut(into) else { return };
         let old_dirs = std::mem::replace(&mut entry.dirs, dirs);
-        entry.kind = Kind::of(rec_type);
-        entry.rec_type = rec_type;
+        (entry.kind, entry.rec_type) = (Kind::of(rec_type), short_type(rec_type));
         entry.flags = flags;
-        entry.named_at = from;
-        let changed = entry.changed.get_or_insert_default();
+        entry.elsewhere |= CHANGED;
+        let changed = self.changed(into);
+        changed.named_at = from;
         changed.tokens.append(&mut tokens);
         changed.record = record;
         for dir in old_dirs {
-            self.exit(dir);
+            self.objects.exit(dir);
         }
     }
 
@@ -480,7 +450,8 @@ impl Held {
         let seq = self.n_left;
         if entry.live {
             let token = seq.wrapping_add(self.token_offset);
-            match &entry.changed {
+            let changed = if entry.is_changed() { self.changes.remove(&seq) } else { None };
+            match changed {
                 None => out.emit(token),
                 Some(changed) => {
                     let mut tokens = vec![token];
@@ -492,7 +463,9 @@ impl Held {
             }
             self.forget(seq, entry.about, entry.other, entry.dirs);
         }
-        if let Some(tokens) = self.together.remove(&seq) {
+        if entry.elsewhere & TOGETHER != 0
+            && let Some(tokens) = self.together.remove(&seq)
+        {
             for token in tokens {
                 out.drop(token);
                 self.leave_upto = self.leave_upto.max(token.wrapping_sub(self.token_offset));
@@ -507,46 +480,6 @@ impl Held {
             arrival.n_places -= 1;
         }
         // Names of records that have left do not matter.
-        if self.touched.len() > 2 * self.entries.len() + MIN_TIDY {
-            self.touched.retain(|_, touched| *touched > seq);
-        }
-    }
-}
-
-/// A name within a directory, as one number. Two names with one number only keep records apart
-/// that could have been folded.
-pub(crate) fn name_key(parent: Fid, name: &[u8]) -> u64 {
-    let mut mixer = Mixer(parent.seq);
-    mixer.write_u32(parent.oid);
-    mixer.write(name);
-    mixer.finish()
-}
-
-/// A quick hash: its inputs come from the file system's own numbering, and the tables that use it are
-/// bounded by the window.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Mixer(u64);
-
-impl Hasher for Mixer {
-    fn finish(&self) -> u64 {
-        let n = (self.0 ^ self.0 >> 32).wrapping_mul(0xd6e8_feb8_6659_fd93);
-        n ^ n >> 32
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for part in bytes.chunks(8) {
-            let mut word = [0; 8];
-            word[..part.len()].copy_from_slice(part);
-            self.write_u64(u64::from_le_bytes(word));
-        }
-        self.write_u64(bytes.len() as u64);
-    }
-
-    fn write_u32(&mut self, n: u32) {
-        self.write_u64(n.into());
-    }
-
-    fn write_u64(&mut self, n: u64) {
-        self.0 = (self.0.rotate_left(23) ^ n).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        self.names.tidy(seq, self.n_left + self.entries.len() as u64);
     }
 }

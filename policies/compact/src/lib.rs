@@ -13,8 +13,11 @@
 //! name; [`rules`] looks at each new record and at what is held; what is older than the window leaves.
 #![deny(unsafe_code)]
 
+mod hash;
 mod held;
 mod list;
+mod names;
+mod objects;
 mod rules;
 #[cfg(test)]
 mod tests;

@@ -1,14 +1,11 @@
-//! A list of numbers, most of which have three at most: those need no memory of their own.
+//! A list of numbers, most of which have few: those need no memory of their own.
 #![forbid(unsafe_code)]
 
 use std::collections::VecDeque;
 
-/// So many lie in the list itself.
-const FEW: usize = 3;
-
-/// Numbers in the order in which they came.
+/// Numbers in the order in which they came, of which `FEW` lie in the list itself.
 #[derive(Clone, Debug)]
-pub(crate) enum List {
+pub(crate) enum List<const FEW: usize> {
     /// The first `n` of `numbers`.
     Few { n: u8, numbers: [u64; FEW] },
     /// Taken from the front as a rule, and there may be millions.
@@ -16,13 +13,13 @@ pub(crate) enum List {
     Many(Box<VecDeque<u64>>),
 }
 
-impl Default for List {
+impl<const FEW: usize> Default for List<FEW> {
     fn default() -> Self {
         Self::Few { n: 0, numbers: [0; FEW] }
     }
 }
 
-impl List {
+impl<const FEW: usize> List<FEW> {
     fn slices(&self) -> (&[u64], &[u64]) {
         match self {
             Self::Few { n, numbers } => (numbers.get(..usize::from(*n)).unwrap_or_default(), &[]),
@@ -105,9 +102,9 @@ mod tests {
     #[test]
     fn few_and_many_are_the_same_list() {
         for n in [0_u64, 1, 3, 4, 50] {
-            let mut list = List::default();
+            let mut list = List::<3>::default();
             (0..n).for_each(|number| list.push(10 * number));
-            let all = |list: &List| list.iter().collect::<Vec<_>>();
+            let all = |list: &List<3>| list.iter().collect::<Vec<_>>();
             assert_eq!(all(&list), (0..n).map(|number| 10 * number).collect::<Vec<_>>());
             assert_eq!((list.first(), list.is_empty()), ((n > 0).then_some(0), n == 0));
             assert_eq!(list.iter().next_back(), n.checked_sub(1).map(|last| 10 * last));

@@ -6,7 +6,8 @@
 
 use lcap_policy_sdk::{Fid, Record, RecordBuilder, RecordType, Taken};
 
-use crate::held::{Entry, Held, Id, Kind, Pushed, Seq, name_key, proves_no_dir};
+use crate::held::{Entry, Held, Kind, Pushed, Seq, proves_no_dir};
+use crate::objects::Id;
 
 const LAST: u16 = 0x1;
 const ARCHIVE_EXISTS: u16 = 0x2;
@@ -70,7 +71,7 @@ impl Rules {
             Kind::Rename | Kind::Migrate => self.last_move = seq,
             _ => {}
         }
-        note_names(held, pushed, record, kind);
+        note_names(held, pushed, kind);
         if kept {
             return;
         }
@@ -112,7 +113,7 @@ impl Rules {
                 }
                 Kind::Link | Kind::Unlink | Kind::Rename | Kind::Refusal => {}
                 Kind::Update | Kind::Access => {
-                    let same = entry.rec_type == record.rec_type();
+                    let same = entry.rec_type() == record.rec_type();
                     // Most updates say no more than their type and flags.
                     let is_plain = is_update && record.rec_type() != RecordType::SETXATTR;
                     let says_it = |earlier: Record<'_>| says_the_same(&earlier, record);
@@ -164,7 +165,7 @@ impl Rules {
             let useless = |kind| matches!(kind, Kind::Update | Kind::Access | Kind::Mirror);
             at > self.barrier
                 && at != death
-                && held.get(at).is_some_and(|e| useless(e.kind) && !self.keeps(e.rec_type))
+                && held.get(at).is_some_and(|e| useless(e.kind) && !self.keeps(e.rec_type()))
         };
         // A migration in between gives the object another FID: then those were another's.
         let list: Vec<Seq> = object.held.iter().filter(of_no_use).collect();
@@ -193,7 +194,7 @@ impl Rules {
                 Kind::Refusal => return true,
                 _ => false, // updates are gone already, unless they are kept
             };
-            own && !self.keeps(entry.rec_type)
+            own && !self.keeps(entry.rec_type())
         });
         if !only_its_own {
             return false;
@@ -212,8 +213,8 @@ impl Rules {
         let Some(link) = self.last_named(held, pushed.about, pushed.seq) else { return };
         let fits = held.get(link).is_some_and(|entry| {
             entry.kind == Kind::Link
-                && !self.keeps(entry.rec_type)
-                && entry.named_at == pushed.name_touched
+                && !self.keeps(entry.rec_type())
+                && held.named_at(link) == pushed.name_touched
         });
         if fits && gave(held, taken, link, record.parent(), record.name()) {
             self.counts.cancelled += held.drop(link) + held.drop(pushed.seq);
@@ -233,8 +234,8 @@ impl Rules {
         let (Some(entry), Some(object)) = (held.get(rename), held.object(id)) else { return };
         let nothing_since = object.held.iter().all(|at| at <= rename || at == seq);
         let fits = is_plain_rename(entry, id)
-            && !self.keeps(entry.rec_type)
-            && entry.named_at == pushed.name_touched
+            && !self.keeps(entry.rec_type())
+            && held.named_at(rename) == pushed.name_touched
             && nothing_since
             && object.n_inside == 0
             && gave(held, taken, rename, record.parent(), record.name());
@@ -264,6 +265,7 @@ impl Rules {
         let source = pushed.about;
         let Some(into) = self.last_named(held, source, pushed.seq) else { return };
         let Some(entry) = held.get(into) else { return };
+        let named_at = held.named_at(into);
         let renamed_before = is_plain_rename(entry, source);
         // The new name moves forward to the place of the earlier record. There it must be free …
         let is_free = pushed.name_touched <= into;
@@ -272,11 +274,11 @@ impl Rules {
         // … and no directory may have been moved meanwhile, or this one might come to lie in itself.
         let no_dir = held.object(source).is_some_and(|object| object.is_no_dir);
         let fits = (entry.kind == Kind::Birth || renamed_before)
-            && !self.keeps(entry.rec_type)
-            && entry.named_at == pushed.source_touched
+            && !self.keeps(entry.rec_type())
+            && named_at == pushed.source_touched
             && is_free
             && has_dir
-            && (no_dir || last_move <= entry.named_at)
+            && (no_dir || last_move <= named_at)
             && gave(
                 held,
                 taken,
@@ -333,27 +335,25 @@ fn says_the_same(earlier: &Record<'_>, later: &Record<'_>) -> bool {
 }
 
 /// Keeps the names of an object whose birth is held, and notices if its history is not all here.
-fn note_names(held: &mut Held, pushed: Pushed, record: &Record<'_>, kind: Kind) {
+fn note_names(held: &mut Held, pushed: Pushed, kind: Kind) {
     let take = |held: &mut Held, id: Id, key: u64| {
         let Some(object) = held.object_mut(id) else { return };
         if !object.names.remove(key) {
             object.foreign = true;
         }
     };
-    let key = || name_key(record.parent(), record.name());
     match kind {
         Kind::Birth | Kind::Link => {
             if let Some(object) = held.object_mut(pushed.about) {
-                object.names.push(key());
+                object.names.push(pushed.name);
             }
         }
-        Kind::Unlink => take(held, pushed.about, key()),
+        Kind::Unlink => take(held, pushed.about, pushed.name),
         Kind::Rename => {
-            let from = record.source_parent().unwrap_or_default();
-            take(held, pushed.about, name_key(from, record.source_name().unwrap_or_default()));
-            take(held, pushed.other, key());
+            take(held, pushed.about, pushed.source);
+            take(held, pushed.other, pushed.name);
             if let Some(object) = held.object_mut(pushed.about) {
-                object.names.push(key());
+                object.names.push(pushed.name);
             }
         }
         Kind::Migrate => {

@@ -4,10 +4,11 @@
 //! own. A record is forgotten here when the host is handed its decision, before the host can free it.
 
 use std::collections::VecDeque;
+use std::ptr::NonNull;
 
 use lcap_ffi::Record;
 use lcap_ffi::policy::{PolicyOut, PolicyRecord};
-use lcap_ffi::record::split_first;
+use lcap_ffi::record::{RecordError, RecordHead, split_first, split_len};
 
 /// The undecided records of an instance, by token.
 #[derive(Debug, Default)]
@@ -17,16 +18,43 @@ pub struct Taken {
     lent: VecDeque<Option<Lent>>,
 }
 
-/// A record of the host's.
-#[derive(Debug)]
-struct Lent(&'static [u8]);
+/// A record of the host's: where it begins. It says itself how long it is.
+#[derive(Clone, Copy, Debug)]
+struct Lent(NonNull<u8>);
+
+// SAFETY: what it points to is only read, and stays where it is and as it is whichever thread does
+// (the host's promise, see `Taken::take`).
+unsafe impl Send for Lent {}
+
+impl Lent {
+    /// Its bytes.
+    ///
+    /// # Safety
+    /// The host still lends it.
+    unsafe fn bytes<'a>(self) -> Option<&'a [u8]> {
+        let mut size = size_of::<RecordHead>();
+        loop {
+            // SAFETY: a record has at least its head, and `split_len` asks for more only if the record
+            // says that there is more; the host lends whole records.
+            let bytes = unsafe { std::slice::from_raw_parts(self.0.as_ptr(), size) };
+            match split_len(bytes) {
+                Ok((whole, _)) => return bytes.get(..whole),
+                Err(RecordError::Short { need, .. }) if need > size => size = need,
+                Err(_) => return None,
+            }
+        }
+    }
+}
 
 impl Taken {
     /// The record with that token, if it was taken and is not decided.
     #[inline]
     pub fn get(&self, token: u64) -> Option<Record<'_>> {
         let at = usize::try_from(token.checked_sub(self.first)?).ok()?;
-        let Lent(bytes) = self.lent.get(at)?.as_ref()?;
+        let lent = (*self.lent.get(at)?)?;
+        // SAFETY: the host still lends what is in the list; the record is given out for the time of a borrow
+        // of `self` only, and `decided` needs all of it.
+        let bytes = unsafe { lent.bytes() }?;
         split_first(bytes).ok().map(|(record, _)| record)
     }
 
@@ -45,13 +73,8 @@ impl Taken {
             let n_left_out = first.token.saturating_sub(next);
             self.lent.extend((0..n_left_out).map(|_| None));
         }
-        self.lent.extend(records.iter().map(|record| {
-            // SAFETY: `size` valid bytes; the reference ends with the entry, which `decided` removes,
-            // and is given out for the time of a borrow of `self` only.
-            Some(Lent(unsafe {
-                std::slice::from_raw_parts(record.rec.cast::<u8>(), record.size as usize)
-            }))
-        }));
+        let lent = |record: &PolicyRecord| NonNull::new(record.rec.cast_mut().cast()).map(Lent);
+        self.lent.extend(records.iter().map(lent));
     }
 
     /// The host is about to learn these decisions.

@@ -11,7 +11,8 @@ use std::sync::Arc;
 
 use super::super::output::ChainOutput;
 use super::super::{Nanos, PolicyError, Tokens};
-use super::{Body, Buffer, Chain, Slot, Source, Stage};
+use super::places::{Buffer, Slot, Source};
+use super::{Chain, Stage};
 use crate::batch::Batch;
 
 impl Chain {
@@ -31,7 +32,7 @@ impl Chain {
         let Some(batch) = batch.filter(|batch| !batch.is_empty()) else {
             return self.pull(now, flush, out);
         };
-        let is_known = (mdt as usize) < self.mdts.len();
+        let is_known = (mdt as usize) < self.places.mdts.len();
         if !is_known || self.held() > 0 || !self.ready.is_empty() {
             self.push_from(mdt, batch, now)?;
             return self.pull(now, flush, out);
@@ -42,7 +43,7 @@ impl Chain {
         if !self.express(mdt, batch, flush, out) {
             return self.pull(now, flush, out);
         }
-        for log in &mut self.mdts {
+        for log in &mut self.places.mdts {
             log.low = log.last;
         }
         self.publish();
@@ -74,7 +75,7 @@ impl Chain {
             }
         }
         let n_left: usize = left.iter().map(Range::len).sum();
-        if let Some(log) = self.mdts.get_mut(mdt as usize) {
+        if let Some(log) = self.places.mdt_mut(mdt) {
             log.last = log.last.max(batch.last());
             log.dropped += (n - n_left) as u64;
         }
@@ -142,7 +143,7 @@ impl Chain {
     /// Gives every record that has come to module `nth` its place, as [`Self::push_from`] does.
     fn make_places(&mut self, nth: usize, mdt: u32, batch: &Arc<Batch>, ranges: &[Range<usize>]) {
         let (stage, now) = (&mut self.stages[nth], self.now);
-        let Some(log) = self.mdts.get_mut(mdt as usize) else { return };
+        let Some(log) = self.places.mdt_mut(mdt) else { return };
         let mut buffer = Buffer::new(Arc::clone(batch), now);
         buffer.n_live = ranges.iter().map(Range::len).sum();
         buffer.live_bytes = ranges.iter().map(|r| batch.start(r.end) - batch.start(r.start)).sum();
@@ -152,7 +153,7 @@ impl Chain {
         stage.ages.push_back((stage.slots.next(), now));
         for at in ranges.iter().cloned().flatten() {
             let number = log.sources.push(Source::new(buffer, at));
-            stage.slots.push(Slot { mdt, route: 0, body: Body::Source(number) });
+            stage.slots.push(Slot::source(mdt, number));
         }
     }
 }
