@@ -12,9 +12,7 @@ use lcap_policy_sdk::{Fid, Nanos, Out, Record, RecordType, Taken, record::split_
 use crate::hash::{Mixer, name_key};
 use crate::names::Names;
 use crate::objects::{Id, Object, Objects};
-
-/// Number of a held record.
-pub(crate) type Seq = u64;
+use crate::seq::Seq;
 
 /// What a record does, as far as the rules care.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -199,7 +197,20 @@ impl Held {
 
     /// The number that the next record will get.
     pub(crate) fn next(&self) -> Seq {
-        self.n_left + self.entries.len() as u64 + 1
+        self.newest() + 1
+    }
+
+    /// The number of the newest record.
+    pub(crate) fn newest(&self) -> Seq {
+        self.n_left + self.entries.len() as u64
+    }
+
+    /// Live records about an object, in order.
+    pub(crate) fn about<'a>(
+        &self,
+        object: &'a Object,
+    ) -> impl DoubleEndedIterator<Item = Seq> + use<'a> {
+        object.held.iter(self.newest())
     }
 
     /// Records held, empty places included.
@@ -357,9 +368,10 @@ impl Held {
     }
 
     fn forget(&mut self, seq: Seq, about: Id, other: Id, dirs: [Id; 2]) {
+        let newest = self.newest().max(seq);
         for id in [about, other] {
             if let Some(object) = self.objects.get_mut(id) {
-                object.held.remove_in_order(seq);
+                object.held.remove(seq, newest);
                 self.objects.free_if_idle(id);
             }
         }
@@ -480,6 +492,6 @@ impl Held {
             arrival.n_places -= 1;
         }
         // Names of records that have left do not matter.
-        self.names.tidy(seq, self.n_left + self.entries.len() as u64);
+        self.names.tidy(seq, self.newest());
     }
 }

@@ -19,6 +19,7 @@ mod list;
 mod names;
 mod objects;
 mod rules;
+mod seq;
 #[cfg(test)]
 mod tests;
 

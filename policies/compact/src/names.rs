@@ -4,7 +4,7 @@
 use hashbrown::HashTable;
 use hashbrown::hash_table::Entry;
 
-use crate::held::Seq;
+use crate::seq::{Seq, ShortSeq};
 
 /// Names that may be left over before they are tidied away.
 const MIN_TIDY: usize = 1024;
@@ -23,33 +23,26 @@ struct Touched {
     /// Stands for the name. Where two names share one, records are only kept apart that could have been
     /// folded.
     key: u32,
-    /// The low bits of the record's number: it is the last one that has these.
-    seq: u32,
+    seq: ShortSeq,
 }
 
 impl Touched {
     fn hash(self) -> u64 {
         u64::from(self.key).wrapping_mul(0x9e37_79b9_7f4a_7c15)
     }
-
-    fn seq(self, newest: Seq) -> Seq {
-        newest.saturating_sub(low(newest).wrapping_sub(self.seq).into())
-    }
-}
-
-#[allow(clippy::cast_possible_truncation)] // that is what it is for
-fn low(n: u64) -> u32 {
-    n as u32
 }
 
 impl Names {
     /// Record `seq`, the newest one, touches the name with that key. Says which record did last before; 0 if
     /// none that is known.
     pub(crate) fn touch(&mut self, key: u64, seq: Seq) -> Seq {
-        let touched = Touched { key: low(key >> 32), seq: low(seq) };
+        #[allow(clippy::cast_possible_truncation)] // half of it is left
+        let touched = Touched { key: (key >> 32) as u32, seq: ShortSeq::of(seq) };
         let is_it = |other: &Touched| other.key == touched.key;
         match self.touched.entry(touched.hash(), is_it, |other| other.hash()) {
-            Entry::Occupied(mut before) => std::mem::replace(before.get_mut(), touched).seq(seq),
+            Entry::Occupied(mut before) => {
+                std::mem::replace(before.get_mut(), touched).seq.upto(seq)
+            }
             Entry::Vacant(vacant) => {
                 vacant.insert(touched);
                 0
@@ -60,7 +53,7 @@ impl Names {
     /// Names that no record after `left` has touched do not matter any more.
     pub(crate) fn tidy(&mut self, left: Seq, newest: Seq) {
         if self.touched.len() > self.tidy_at.max(MIN_TIDY) {
-            self.touched.retain(|touched| touched.seq(newest) > left);
+            self.touched.retain(|touched| touched.seq.upto(newest) > left);
             self.tidy_at = 2 * self.touched.len();
         }
     }

@@ -6,8 +6,8 @@ use hashbrown::hash_table::Entry;
 use lcap_policy_sdk::Fid;
 
 use crate::hash::fid_key;
-use crate::held::Seq;
 use crate::list::List;
+use crate::seq::{Seq, Seqs};
 
 /// An object of which something is held: its place in a table, or none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,14 +21,16 @@ impl Id {
     }
 }
 
-/// What is known of an object of which records are held.
+/// What is known of an object of which records are held. In one line of the processor's cache: they are
+/// looked at in no order.
 #[derive(Debug, Default)]
+#[repr(align(64))]
 pub(crate) struct Object {
     fid: Fid,
     /// Live records about it, in order.
-    pub(crate) held: List<3>,
+    pub(crate) held: Seqs,
     /// Its names, if its birth is held.
-    pub(crate) names: List<1>,
+    pub(crate) names: List<u64, 1>,
     /// Last record that gave or took one of its names, whatever became of it.
     pub(crate) last_name: Seq,
     /// Live records that name it as a directory.
@@ -37,6 +39,8 @@ pub(crate) struct Object {
     pub(crate) foreign: bool,
     pub(crate) is_no_dir: bool,
 }
+
+const _: () = assert!(size_of::<Object>() == 64);
 
 /// A table of them. Places are used again.
 #[derive(Debug, Default)]

@@ -6,8 +6,9 @@
 
 use lcap_policy_sdk::{Fid, Record, RecordBuilder, RecordType, Taken};
 
-use crate::held::{Entry, Held, Kind, Pushed, Seq, proves_no_dir};
+use crate::held::{Entry, Held, Kind, Pushed, proves_no_dir};
 use crate::objects::Id;
+use crate::seq::Seq;
 
 const LAST: u16 = 0x1;
 const ARCHIVE_EXISTS: u16 = 0x2;
@@ -99,7 +100,7 @@ impl Rules {
         let Some(object) = held.object(id) else { return false };
         let is_update = Kind::of(record.rec_type()) == Kind::Update;
         let mut found = None;
-        for at in object.held.iter().rev().take(LOOK_BACK) {
+        for at in held.about(object).rev().take(LOOK_BACK) {
             let Some(entry) = held.get(at).filter(|_| at > self.barrier) else { return false };
             match entry.kind {
                 // A consumer looks at a new object when it sees its birth, which is later than this.
@@ -168,7 +169,7 @@ impl Rules {
                 && held.get(at).is_some_and(|e| useless(e.kind) && !self.keeps(e.rec_type()))
         };
         // A migration in between gives the object another FID: then those were another's.
-        let list: Vec<Seq> = object.held.iter().filter(of_no_use).collect();
+        let list: Vec<Seq> = held.about(object).filter(of_no_use).collect();
         for at in list {
             self.counts.absorbed += held.drop(at);
         }
@@ -182,11 +183,11 @@ impl Rules {
         if !whole || object.n_inside > 0 {
             return false;
         }
-        let Some(birth) = object.held.first() else { return false };
+        let Some(birth) = held.about(object).next() else { return false };
         if birth <= self.barrier || held.get(birth).is_none_or(|entry| entry.kind != Kind::Birth) {
             return false;
         }
-        let only_its_own = object.held.iter().all(|at| {
+        let only_its_own = held.about(object).all(|at| {
             let Some(entry) = held.get(at) else { return false };
             let own = match entry.kind {
                 Kind::Birth | Kind::Link | Kind::Unlink => true,
@@ -199,8 +200,8 @@ impl Rules {
         if !only_its_own {
             return false;
         }
-        let list = object.held.clone();
-        for at in list.iter() {
+        let (list, newest) = (object.held.clone(), held.newest());
+        for at in list.iter(newest) {
             if held.get(at).is_some_and(|entry| entry.kind != Kind::Refusal) {
                 self.counts.cancelled += held.drop(at);
             }
@@ -232,7 +233,7 @@ impl Rules {
         let (seq, id) = (pushed.seq, pushed.about);
         let Some(rename) = self.last_named(held, id, seq) else { return };
         let (Some(entry), Some(object)) = (held.get(rename), held.object(id)) else { return };
-        let nothing_since = object.held.iter().all(|at| at <= rename || at == seq);
+        let nothing_since = held.about(object).all(|at| at <= rename || at == seq);
         let fits = is_plain_rename(entry, id)
             && !self.keeps(entry.rec_type())
             && held.named_at(rename) == pushed.name_touched
@@ -304,7 +305,7 @@ impl Rules {
     /// between that must not be crossed.
     fn last_named(&self, held: &Held, id: Id, seq: Seq) -> Option<Seq> {
         let object = held.object(id)?;
-        for at in object.held.iter().rev().filter(|&at| at < seq).take(NAME_LOOK_BACK) {
+        for at in held.about(object).rev().filter(|&at| at < seq).take(NAME_LOOK_BACK) {
             match held.get(at).filter(|_| at > self.barrier)?.kind {
                 Kind::Birth | Kind::Link | Kind::Unlink | Kind::Rename => return Some(at),
                 Kind::Update | Kind::Access | Kind::Refusal => {}
