@@ -13,6 +13,9 @@ use super::{Bench, FIFO, FILE};
 use crate::delivery::{Cost, broadcast, mdt_name, wait_read};
 use crate::report::{Row, Series};
 
+/// Clients look so long for a daemon that is gone.
+const GIVE_UP: Duration = Duration::from_secs(5);
+
 /// A client in a thread of ours that reads live until its daemon is gone; `begun` counts those that have
 /// had a record.
 fn follower(
@@ -22,7 +25,7 @@ fn follower(
     begun: &Arc<AtomicU64>,
 ) -> Result<JoinHandle<()>> {
     let builder = daemon.client(&mdt_name(0), "changelog").from(from).follow(true);
-    let mut client = builder.filter(filter).connect()?;
+    let mut client = builder.filter(filter).timeout(GIVE_UP).connect()?;
     let begun = Arc::clone(begun);
     Ok(std::thread::spawn(move || {
         if let Ok(Some(_)) = client.recv() {
@@ -30,6 +33,14 @@ fn follower(
         }
         while let Ok(Some(_)) = client.recv() {}
     }))
+}
+
+/// Waits for the clients, too: those that still look for their daemon would be measured with what comes next.
+fn end(daemon: Daemon, clients: Vec<JoinHandle<()>>) {
+    drop(daemon);
+    for client in clients {
+        let _ = client.join(); // a client that panicked has said so
+    }
 }
 
 fn read_index(daemon: &Daemon) -> Result<u64> {
@@ -54,8 +65,7 @@ pub(super) fn subscribers(bench: &mut Bench<'_>) -> Result<()> {
             wait_for("the stream", || Ok(read_index(&daemon)? >= before + RATE * SECONDS))?;
             let records = (read_index(&daemon)? - before) as f64;
             let (cpu, threads) = cost.end();
-            drop(daemon);
-            drop(clients); // they end when they give up on it
+            end(daemon, clients);
             // libzmq's own threads are named ZMQbg.
             let ours = threads.iter().filter(|(name, _)| !name.starts_with("ZMQ"));
             own.push(ours.map(|(_, seconds)| seconds).sum::<f64>() / records * 1e6);
@@ -112,8 +122,7 @@ pub(super) fn filters(bench: &mut Bench<'_>) -> Result<()> {
             wait_for("the stream", || Ok(read_index(&daemon)? >= before + RATE * SECONDS))?;
             let records = read_index(&daemon)? - before;
             let seconds = cost.end().0;
-            drop(daemon);
-            drop(clients); // they end when they give up on it
+            end(daemon, clients);
             Ok(seconds / records as f64 * 1e6)
         })?;
         let name = format!("live at {RATE} records/s, {what}");

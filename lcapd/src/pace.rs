@@ -3,8 +3,9 @@
 //! A record that comes alone leaves at once. When records come one after the other, a look at each
 //! would cost more than the record: every batch wakes a worker, a publisher, libzmq and each client.
 //! So while they flow, looks are a little apart, and the more MDTs flow at the same time, the further: the
-//! batches per second of all of them together stay bounded. Network cards moderate their interrupts the
-//! same way.
+//! batches per second of all of them together stay bounded. Where few records come at a time, looks are
+//! further apart once it is clear that they keep coming: a look costs the same for two records as for twenty.
+//! Network cards moderate their interrupts the same way.
 #![forbid(unsafe_code)]
 
 use std::sync::Arc;
@@ -13,6 +14,11 @@ use std::time::{Duration, Instant};
 
 /// Between two looks at one MDT whose records flow.
 const SPACING: Duration = Duration::from_micros(200);
+/// The same, where fewer come than [`MANY_PER_SECOND`].
+const WIDE_SPACING: Duration = Duration::from_micros(500);
+const MANY_PER_SECOND: f64 = 50_000.0;
+/// So many looks in a row have to find records before they are that far apart.
+const STEADY_LOOKS: u32 = 32;
 /// Added for each MDT that flows, so that all together make at most 20,000 batches a second.
 const SPACING_PER_MDT: Duration = Duration::from_micros(50);
 
@@ -22,33 +28,42 @@ pub struct Pace {
     /// How many MDTs flow, of all that share it.
     flowing: Arc<AtomicUsize>,
     flows: bool,
+    /// Looks since then.
+    n_looks: u32,
+    /// The last one found few.
+    few: bool,
     last: Option<Instant>,
 }
 
 impl Pace {
     /// A pace that takes into account how many of those with the same `flowing` have records.
     pub fn new(flowing: Arc<AtomicUsize>) -> Self {
-        Self { flowing, flows: false, last: None }
+        Self { flowing, ..Self::default() }
     }
 
-    /// A look at `now` found records, and after them nothing more. Returns when to look again: not
+    /// A look at `now` found `n` records, and after them nothing more. Returns when to look again: not
     /// before then if they flow.
-    pub fn found(&mut self, now: Instant) -> Option<Instant> {
+    pub fn found(&mut self, n: usize, now: Instant) -> Option<Instant> {
         let since = self.last.replace(now).map(|last| now.saturating_duration_since(last));
-        let spacing = self.spacing();
         // Twice: what comes just as fast as we look must not make us change our mind all the time.
-        self.set_flows(since.is_some_and(|since| since < spacing * 2));
+        self.set_flows(since.is_some_and(|since| since < self.spacing() * 2));
+        self.n_looks = if self.flows { self.n_looks.saturating_add(1) } else { 0 };
+        let per_second = since.map_or(0.0, |since| n as f64 / since.as_secs_f64());
+        self.few = per_second < MANY_PER_SECOND;
         self.flows.then(|| now + self.spacing())
     }
 
     /// A look found nothing.
     pub fn found_nothing(&mut self) {
         self.set_flows(false);
+        self.n_looks = 0;
     }
 
     fn spacing(&self) -> Duration {
         let n = u32::try_from(self.flowing.load(Ordering::Relaxed)).unwrap_or(u32::MAX);
-        SPACING.max(SPACING_PER_MDT.saturating_mul(n))
+        let wide = self.few && self.n_looks >= STEADY_LOOKS;
+        let own = if wide { WIDE_SPACING } else { SPACING };
+        own.max(SPACING_PER_MDT.saturating_mul(n))
     }
 
     fn set_flows(&mut self, flows: bool) {
@@ -79,7 +94,7 @@ mod tests {
         let mut now = Instant::now();
         let look = |gap: &u64| {
             now += Duration::from_micros(*gap);
-            pace.found(now).map(|at| at.saturating_duration_since(now).as_micros())
+            pace.found(1, now).map(|at| at.saturating_duration_since(now).as_micros())
         };
         gaps_us.iter().map(look).collect()
     }
@@ -94,6 +109,25 @@ mod tests {
         ];
         for (what, gaps, want) in cases {
             assert_eq!(looks(&mut Pace::default(), gaps), want, "{what}");
+        }
+    }
+
+    #[test]
+    fn few_that_keep_coming_wait_longer_and_many_do_not() {
+        for (n, before, later) in [(4, 200, 500), (20, 200, 200)] {
+            let (mut pace, mut now) = (Pace::default(), Instant::now());
+            let mut waits = Vec::new();
+            for _ in 0..100 {
+                let at = pace.found(n, now).unwrap_or(now + Duration::from_micros(100));
+                waits.push((at - now).as_micros());
+                now = at;
+            }
+            assert_eq!((waits[10], waits[99]), (before, later), "{n} records a look");
+            // A pause, and all begins anew.
+            now += Duration::from_millis(2);
+            assert_eq!(pace.found(n, now), None);
+            now += Duration::from_micros(100);
+            assert_eq!(pace.found(n, now), Some(now + SPACING));
         }
     }
 

@@ -103,8 +103,8 @@ pub struct Open {
     source: Box<dyn ChangelogSource>,
     place: Place,
     buffer: Buffer,
-    /// The last read found records, and after them nothing more.
-    drained: bool,
+    /// The last read found so many records, and after them nothing more.
+    drained: Option<usize>,
 }
 
 /// What a step of a reader came to.
@@ -165,8 +165,8 @@ impl Reader {
         while !self.stopped() {
             let (on, at_end, reopen) = match self.step(&mut open)? {
                 ReadStep::Again => {
-                    let drained = std::mem::take(&mut open.drained);
-                    let again = drained.then(|| self.pace.found(Instant::now())).flatten();
+                    let drained = open.drained.take();
+                    let again = drained.and_then(|n| self.pace.found(n, Instant::now()));
                     let Some(at) = again else { continue };
                     (WaitFor::Until(at), false, false)
                 }
@@ -195,7 +195,7 @@ impl Reader {
         let from = overlap.start().map_or(next, |start| start.min(next));
         let source = self.upstream.open(from)?;
         let buffer = self.buffers.take();
-        Ok(Open { source, place: Place::Comparing(overlap), buffer, drained: false })
+        Ok(Open { source, place: Place::Comparing(overlap), buffer, drained: None })
     }
 
     /// Reads once. Waits for nothing but a full log.
@@ -213,8 +213,9 @@ impl Reader {
         }
         let step = match outcome {
             ReadOutcome::Bytes(_) => {
-                *drained = is_small(&buffer.bytes);
+                let nothing_after = is_small(&buffer.bytes);
                 let batch = self.take_batch(buffer)?;
+                *drained = nothing_after.then_some(batch.len());
                 let last = batch.last();
                 self.take(place, batch);
                 let (next, _) = self.log.head();

@@ -674,7 +674,8 @@ fn merge(
     record: &[u8],
     route: u64,
 ) -> Result<Slot, Fault> {
-    let mut sorted = tokens.to_vec();
+    // As a rule it is one.
+    let mut sorted = if tokens.len() > 1 { tokens.to_vec() } else { Vec::new() };
     sorted.sort_unstable();
     if let Some(twice) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
         return Err(Fault::Token(twice[0]));
