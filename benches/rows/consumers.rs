@@ -1,45 +1,61 @@
 //! Many consumers, and consumers that come late.
 #![forbid(unsafe_code)]
 
+use std::os::fd::AsRawFd as _;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
+use lcap_ffi::poll::wait_readable;
 use lcap_tests::daemon::{Daemon, Setup};
 
 use super::{Bench, FIFO, FILE};
 use crate::delivery::{Cost, broadcast, mdt_name, wait_read};
 use crate::report::{Row, Series};
 
-/// Clients look so long for a daemon that is gone.
-const GIVE_UP: Duration = Duration::from_secs(5);
-
-/// A client in a thread of ours that reads live until its daemon is gone; `begun` counts those that have
-/// had a record.
-fn follower(
-    daemon: &Daemon,
-    from: u64,
-    filter: Option<&str>,
-    begun: &Arc<AtomicU64>,
-) -> Result<JoinHandle<()>> {
-    let builder = daemon.client(&mdt_name(0), "changelog").from(from).follow(true);
-    let mut client = builder.filter(filter).timeout(GIVE_UP).connect()?;
-    let begun = Arc::clone(begun);
-    Ok(std::thread::spawn(move || {
-        if let Ok(Some(_)) = client.recv() {
-            begun.fetch_add(1, Ordering::Relaxed);
-        }
-        while let Ok(Some(_)) = client.recv() {}
-    }))
+/// Clients in threads of ours that read live.
+struct Followers {
+    threads: Vec<JoinHandle<Result<()>>>,
+    /// Those that have had a record.
+    begun: Arc<AtomicU64>,
+    stop: Arc<AtomicBool>,
 }
 
-/// Waits for the clients, too: those that still look for their daemon would be measured with what comes next.
-fn end(daemon: Daemon, clients: Vec<JoinHandle<()>>) {
-    drop(daemon);
-    for client in clients {
-        let _ = client.join(); // a client that panicked has said so
+impl Followers {
+    /// One for each filter, from that index on.
+    fn start(daemon: &Daemon, from: u64, filters: &[Option<String>]) -> Result<Self> {
+        let (begun, stop) = (Arc::default(), Arc::default());
+        let mut followers = Self { threads: Vec::new(), begun, stop };
+        for filter in filters {
+            let builder = daemon.client(&mdt_name(0), "changelog").from(from).follow(true);
+            let mut client = builder.filter(filter.as_deref()).connect()?;
+            let (begun, stop) = (Arc::clone(&followers.begun), Arc::clone(&followers.stop));
+            followers.threads.push(std::thread::spawn(move || {
+                let mut had = false;
+                while !stop.load(Ordering::Relaxed) {
+                    let fd = client.fd()?.as_raw_fd();
+                    wait_readable(&[fd], Some(Duration::from_millis(100)))?;
+                    while client.recv_range(false).is_ok_and(|record| record.is_some()) {
+                        if !std::mem::replace(&mut had, true) {
+                            begun.fetch_add(1, Ordering::Relaxed);
+                        }
+                    }
+                }
+                Ok(())
+            }));
+        }
+        Ok(followers)
+    }
+
+    /// Ends them: who looked for a daemon that is gone would be measured with what comes next.
+    fn end(self) -> Result<()> {
+        self.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads {
+            thread.join().map_err(|_| anyhow!("a client panicked"))??;
+        }
+        Ok(())
     }
 }
 
@@ -56,16 +72,15 @@ pub(super) fn subscribers(bench: &mut Bench<'_>) -> Result<()> {
         let (mut own, mut all) = (Vec::new(), Vec::new());
         for _ in 0..bench.settings.runs {
             let daemon = broadcast(true, 1, &format!("sim:rate={RATE}"), FIFO).start();
-            let begun = Arc::default();
             let from = read_index(&daemon)? + 1;
-            let start = |_| follower(&daemon, from, None, &begun);
-            let clients: Vec<_> = (0..n).map(start).collect::<Result<_>>()?;
-            wait_for("a subscriber", || Ok(begun.load(Ordering::Relaxed) == u64::from(n)))?;
+            let clients = Followers::start(&daemon, from, &vec![None; usize::try_from(n)?])?;
+            let all_begun = || Ok(clients.begun.load(Ordering::Relaxed) == u64::from(n));
+            wait_for("a subscriber", all_begun)?;
             let (before, cost) = (read_index(&daemon)?, Cost::begin(&daemon));
             wait_for("the stream", || Ok(read_index(&daemon)? >= before + RATE * SECONDS))?;
             let records = (read_index(&daemon)? - before) as f64;
             let (cpu, threads) = cost.end();
-            end(daemon, clients);
+            clients.end()?;
             // libzmq's own threads are named ZMQbg.
             let ours = threads.iter().filter(|(name, _)| !name.starts_with("ZMQ"));
             own.push(ours.map(|(_, seconds)| seconds).sum::<f64>() / records * 1e6);
@@ -110,19 +125,18 @@ pub(super) fn filters(bench: &mut Bench<'_>) -> Result<()> {
     ] {
         let samples = bench.repeat(|| {
             let daemon = broadcast(false, 1, &format!("sim:rate={RATE}"), FIFO).start();
-            let had = Arc::default();
             // What they look for is rare, so that their cost is that of the question.
             let filter = |at: u64| format!("uid = {} and name = \"none-{at}\"", 1000 + at);
-            let clients: Vec<_> = (0..n)
-                .map(|at| follower(&daemon, 1, Some(&filter(if differ { at } else { 0 })), &had))
-                .collect::<Result<_>>()?;
+            let filters: Vec<_> =
+                (0..n).map(|at| Some(filter(if differ { at } else { 0 }))).collect();
+            let clients = Followers::start(&daemon, 1, &filters)?;
             // Those who began at the first record have caught up.
             std::thread::sleep(Duration::from_secs(1));
             let (before, cost) = (read_index(&daemon)?, Cost::begin(&daemon));
             wait_for("the stream", || Ok(read_index(&daemon)? >= before + RATE * SECONDS))?;
             let records = read_index(&daemon)? - before;
             let seconds = cost.end().0;
-            end(daemon, clients);
+            clients.end()?;
             Ok(seconds / records as f64 * 1e6)
         })?;
         let name = format!("live at {RATE} records/s, {what}");

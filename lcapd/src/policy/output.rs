@@ -271,7 +271,8 @@ mod tests {
         let small = |nth: u64| batch(1 + nth * 10, 10, 100);
         let large = |nth: u64| batch(1 + nth * 200, 200, 200);
         let many: Vec<_> = (0..300).map(small).collect();
-        let rows: [(&str, Vec<Arc<Batch>>, &[(usize, bool)]); 6] = [
+        type Row<'a> = (&'a str, Vec<Arc<Batch>>, &'a [(usize, bool)]);
+        let rows: [Row<'_>; 6] = [
             ("one alone", vec![small(0)], &[(10, false)]),
             ("small ones", many, &[(3000, true)]),
             ("large ones", vec![large(0), large(1)], &[(200, false), (200, false)]),

@@ -223,10 +223,11 @@ impl Held {
         self.n_bytes + self.entries.len() * ENTRY_BYTES
     }
 
-    /// When the oldest record came.
-    pub(crate) fn oldest(&self) -> Option<Nanos> {
-        self.entries.front()?;
-        self.arrivals.iter().find(|arrival| arrival.n_places > 0).map(|arrival| arrival.since)
+    /// When the oldest record came, and how many places that came with it are left.
+    pub(crate) fn oldest(&self) -> Option<(Nanos, usize)> {
+        // A call without records leaves an arrival without places.
+        let oldest = self.arrivals.iter().find(|arrival| arrival.n_places > 0)?;
+        Some((oldest.since, oldest.n_places))
     }
 
     fn place(&self, seq: Seq) -> Option<usize> {

@@ -135,13 +135,21 @@ impl Policy for Compact {
         out: &mut Out,
     ) -> Result<Option<Nanos>, Failure> {
         self.held.take_dropped(out);
-        while let Some(since) = self.held.oldest() {
+        while let Some((since, n)) = self.held.oldest() {
             let until = since + self.window;
-            let room = self.held.len() <= self.count && self.held.bytes() <= self.memory;
-            if !flush && room && now < until && !self.held.must_leave() {
+            let n = if flush || now >= until {
+                n
+            } else if self.held.must_leave() || self.held.bytes() > self.memory {
+                1
+            } else {
+                n.min(self.held.len().saturating_sub(self.count))
+            };
+            if n == 0 {
                 return Ok(Some(until));
             }
-            self.held.leave(out);
+            for _ in 0..n {
+                self.held.leave(out);
+            }
         }
         Ok(None)
     }
