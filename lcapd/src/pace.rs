@@ -19,8 +19,8 @@ const WIDE_SPACING: Duration = Duration::from_micros(500);
 const MANY_PER_SECOND: f64 = 50_000.0;
 /// So many looks in a row have to find records before they are that far apart.
 const STEADY_LOOKS: u32 = 32;
-/// Added for each MDT that flows, so that all together make at most 20,000 batches a second.
-const SPACING_PER_MDT: Duration = Duration::from_micros(50);
+/// Added for each MDT that flows, so that all together make at most 10,000 batches a second.
+const SPACING_PER_MDT: Duration = Duration::from_micros(100);
 
 /// Of one MDT.
 #[derive(Debug, Default)]
@@ -139,7 +139,7 @@ mod tests {
             looks(pace, &[0, 10]);
         }
         assert_eq!(flowing.load(Ordering::Relaxed), 64);
-        assert_eq!(looks(&mut paces[0], &[0, 100]).last(), Some(&Some(3200)));
+        assert_eq!(looks(&mut paces[0], &[0, 100]).last(), Some(&Some(6400)));
         paces[1].found_nothing();
         paces.truncate(2);
         assert_eq!(
