@@ -1,5 +1,6 @@
 //! A broadcast stream's socket, which workers and the thread that takes subscriptions share.
 #![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used, clippy::expect_used)] // a test: to panic is to fail
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -10,7 +10,7 @@ use super::super::output::{ChainOutput, Part};
 use super::places::MdtLog;
 use crate::batch::Batch;
 
-/// What a replaced chain had not settled, for [`Chain::adopt`].
+/// What a replaced chain had not settled, for [`super::Chain::adopt`].
 #[derive(Debug, Default)]
 pub struct Held {
     /// Records in their original order and form.
