@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, anyhow, ensure};
 use lcap_ffi::poll::wait_readable;
 use lcap_tests::daemon::{Daemon, Setup};
+use lcapclient::Control;
 
 use super::{Bench, FIFO, FILE};
 use crate::delivery::{Cost, broadcast, mdt_name, wait_read};
@@ -59,8 +60,8 @@ impl Followers {
     }
 }
 
-fn read_index(daemon: &Daemon) -> Result<u64> {
-    Ok(daemon.control().status()?.mdts.first().context("an MDT")?.read_index)
+fn read_index(control: &mut Control) -> Result<u64> {
+    Ok(control.status()?.mdts.first().context("an MDT")?.read_index)
 }
 
 /// What one subscriber more costs a live stream. They share two cores with lcapd here, so the stream is slow.
@@ -72,13 +73,15 @@ pub(super) fn subscribers(bench: &mut Bench<'_>) -> Result<()> {
         let (mut own, mut all) = (Vec::new(), Vec::new());
         for _ in 0..bench.settings.runs {
             let daemon = broadcast(true, 1, &format!("sim:rate={RATE}"), FIFO).start();
-            let from = read_index(&daemon)? + 1;
+            // One for all questions: to connect for each would be measured, too.
+            let mut control = daemon.control();
+            let from = read_index(&mut control)? + 1;
             let clients = Followers::start(&daemon, from, &vec![None; usize::try_from(n)?])?;
             let all_begun = || Ok(clients.begun.load(Ordering::Relaxed) == u64::from(n));
             wait_for("a subscriber", all_begun)?;
-            let (before, cost) = (read_index(&daemon)?, Cost::begin(&daemon));
-            wait_for("the stream", || Ok(read_index(&daemon)? >= before + RATE * SECONDS))?;
-            let records = (read_index(&daemon)? - before) as f64;
+            let (before, cost) = (read_index(&mut control)?, Cost::begin(&daemon));
+            wait_for("the stream", || Ok(read_index(&mut control)? >= before + RATE * SECONDS))?;
+            let records = (read_index(&mut control)? - before) as f64;
             let (cpu, threads) = cost.end();
             clients.end()?;
             // libzmq's own threads are named ZMQbg.
@@ -130,11 +133,12 @@ pub(super) fn filters(bench: &mut Bench<'_>) -> Result<()> {
             let filters: Vec<_> =
                 (0..n).map(|at| Some(filter(if differ { at } else { 0 }))).collect();
             let clients = Followers::start(&daemon, 1, &filters)?;
+            let mut control = daemon.control();
             // Those who began at the first record have caught up.
             std::thread::sleep(Duration::from_secs(1));
-            let (before, cost) = (read_index(&daemon)?, Cost::begin(&daemon));
-            wait_for("the stream", || Ok(read_index(&daemon)? >= before + RATE * SECONDS))?;
-            let records = read_index(&daemon)? - before;
+            let (before, cost) = (read_index(&mut control)?, Cost::begin(&daemon));
+            wait_for("the stream", || Ok(read_index(&mut control)? >= before + RATE * SECONDS))?;
+            let records = read_index(&mut control)? - before;
             let seconds = cost.end().0;
             clients.end()?;
             Ok(seconds / records as f64 * 1e6)

@@ -27,8 +27,7 @@ const SPACING_PER_MDT: Duration = Duration::from_micros(100);
 pub struct Pace {
     /// How many MDTs flow, of all that share it.
     flowing: Arc<AtomicUsize>,
-    flows: bool,
-    /// Looks since then.
+    /// Looks in a row that found records which flow; none if they do not.
     n_looks: u32,
     /// The last one found few.
     few: bool,
@@ -46,17 +45,16 @@ impl Pace {
     pub fn found(&mut self, n: usize, now: Instant) -> Option<Instant> {
         let since = self.last.replace(now).map(|last| now.saturating_duration_since(last));
         // Twice: what comes just as fast as we look must not make us change our mind all the time.
-        self.set_flows(since.is_some_and(|since| since < self.spacing() * 2));
-        self.n_looks = if self.flows { self.n_looks.saturating_add(1) } else { 0 };
+        let flows = since.is_some_and(|since| since < self.spacing() * 2);
+        self.set_looks(if flows { self.n_looks.saturating_add(1) } else { 0 });
         let per_second = since.map_or(0.0, |since| n as f64 / since.as_secs_f64());
         self.few = per_second < MANY_PER_SECOND;
-        self.flows.then(|| now + self.spacing())
+        flows.then(|| now + self.spacing())
     }
 
     /// A look found nothing.
     pub fn found_nothing(&mut self) {
-        self.set_flows(false);
-        self.n_looks = 0;
+        self.set_looks(0);
     }
 
     fn spacing(&self) -> Duration {
@@ -66,22 +64,19 @@ impl Pace {
         own.max(SPACING_PER_MDT.saturating_mul(n))
     }
 
-    fn set_flows(&mut self, flows: bool) {
-        if flows == self.flows {
-            return;
-        }
-        self.flows = flows;
-        if flows {
-            self.flowing.fetch_add(1, Ordering::Relaxed);
-        } else {
-            self.flowing.fetch_sub(1, Ordering::Relaxed);
-        }
+    fn set_looks(&mut self, n: u32) {
+        match (self.n_looks > 0, n > 0) {
+            (false, true) => self.flowing.fetch_add(1, Ordering::Relaxed),
+            (true, false) => self.flowing.fetch_sub(1, Ordering::Relaxed),
+            _ => 0,
+        };
+        self.n_looks = n;
     }
 }
 
 impl Drop for Pace {
     fn drop(&mut self) {
-        self.set_flows(false);
+        self.set_looks(0);
     }
 }
 
