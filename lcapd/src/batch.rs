@@ -247,3 +247,17 @@ impl AsRef<[u8]> for Batch {
 pub(crate) fn index_of(record: &[u8]) -> RecordIndex {
     split_len(record).map_or(RecordIndex::ZERO, |(_, index)| index)
 }
+
+#[cfg(test)]
+pub(crate) mod testing {
+    /// A packed record with that index and name; nothing else in it is set.
+    pub(crate) fn packed(index: u64, name: &str) -> Vec<u8> {
+        let mut bytes = vec![0_u8; 64];
+        bytes[..2].copy_from_slice(&u16::try_from(name.len()).unwrap().to_ne_bytes());
+        bytes[2..4].copy_from_slice(&0x1000_u16.to_ne_bytes());
+        bytes[4..8].copy_from_slice(&1_u32.to_ne_bytes());
+        bytes[8..16].copy_from_slice(&index.to_ne_bytes());
+        bytes.extend_from_slice(name.as_bytes());
+        bytes
+    }
+}

@@ -160,27 +160,18 @@ impl Overlap {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::batch::testing::packed;
 
     /// Digests stand for records here: `see` only compares them.
     fn see(overlap: &mut Overlap, index: u64, name: &str) -> Verdict {
-        let bytes = record(index, name);
+        let bytes = packed(index, name);
         let (record, _) = lcap_ffi::record::split_first(&bytes).unwrap();
         overlap.see(&record)
     }
 
-    fn record(index: u64, name: &str) -> Vec<u8> {
-        let mut bytes = vec![0_u8; 64];
-        bytes[..2].copy_from_slice(&u16::try_from(name.len()).unwrap().to_ne_bytes());
-        bytes[2..4].copy_from_slice(&0x1000_u16.to_ne_bytes());
-        bytes[4..8].copy_from_slice(&1_u32.to_ne_bytes());
-        bytes[8..16].copy_from_slice(&index.to_ne_bytes());
-        bytes.extend_from_slice(name.as_bytes());
-        bytes
-    }
-
     fn known(records: &[(u64, &str)]) -> Overlap {
         let digests = records.iter().map(|&(index, name)| {
-            let bytes = record(index, name);
+            let bytes = packed(index, name);
             digest(&lcap_ffi::record::split_first(&bytes).unwrap().0)
         });
         Overlap::new(digests.collect())
@@ -190,7 +181,7 @@ mod tests {
     #[test]
     fn a_digest_stays_what_it_is() {
         let digest_of = |name: &str| {
-            let bytes = record(7, name);
+            let bytes = packed(7, name);
             digest(&lcap_ffi::record::split_first(&bytes).unwrap().0)
         };
         assert_eq!(digest_of("name"), (RecordIndex::new(7), 1_383_619_654));

@@ -466,6 +466,7 @@ mod tests {
     use rustix::event::{EventfdFlags, eventfd};
 
     use super::*;
+    use crate::batch::testing::packed;
     use crate::log::Lookup;
     use crate::overlap::Digest;
     use crate::source::ClearError;
@@ -552,16 +553,6 @@ mod tests {
             self.next = state.records.last().map_or(1, |(index, _)| index + 1);
             Ok(ReadOutcome::Bytes(buf.len() - before))
         }
-    }
-
-    fn packed(index: u64, says: &str) -> Vec<u8> {
-        let mut bytes = vec![0_u8; 64];
-        bytes[..2].copy_from_slice(&u16::try_from(says.len()).unwrap().to_ne_bytes());
-        bytes[2..4].copy_from_slice(&0x1000_u16.to_ne_bytes());
-        bytes[4..8].copy_from_slice(&1_u32.to_ne_bytes());
-        bytes[8..16].copy_from_slice(&index.to_ne_bytes());
-        bytes.extend_from_slice(says.as_bytes());
-        bytes
     }
 
     /// A reader thread on a fake MDT, and a follower of its log.

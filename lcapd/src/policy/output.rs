@@ -230,20 +230,12 @@ fn offset(at: usize) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::batch::testing::packed;
 
     /// So many records of about so many bytes each.
     fn batch(first: u64, n: u64, bytes: usize) -> Arc<Batch> {
-        let mut all = Vec::new();
-        for index in first..first + n {
-            let mut head = [0_u8; 64];
-            let name = bytes - 64;
-            head[..2].copy_from_slice(&u16::try_from(name).unwrap().to_ne_bytes());
-            head[2..4].copy_from_slice(&0x1000_u16.to_ne_bytes());
-            head[4..8].copy_from_slice(&1_u32.to_ne_bytes());
-            head[8..16].copy_from_slice(&index.to_ne_bytes());
-            all.extend_from_slice(&head);
-            all.resize(all.len() + name, b'n');
-        }
+        let name = "n".repeat(bytes - 64);
+        let all = (first..first + n).flat_map(|index| packed(index, &name)).collect();
         Arc::new(Batch::parse(all).unwrap())
     }
 
